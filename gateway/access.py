@@ -1,0 +1,65 @@
+"""Who may talk to a route: the page's origin, and the user. One code path for every transport.
+
+`check` raises Engine.IO's `Refused`, with a hint for the person who configures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from .application import Request
+from .protocol.handshake import Code, Refused
+from .protocol.origins import OriginPolicy, own_origin
+
+Authenticate = Callable[[Request], Awaitable[Any]]
+
+
+class Access:
+    """`authenticate` returns the user, or something false to send the client away."""
+
+    __slots__ = ("origins", "_authenticate")
+
+    def __init__(self, origins: OriginPolicy | None = None, authenticate: Authenticate | None = None) -> None:
+        self.origins = origins or OriginPolicy()
+        self._authenticate = authenticate
+
+    def check_origin(self, request: Request, method: str) -> None:
+        """Refuse pages of other origins. Programs that are no browser send no Origin.
+
+        A browser's `Sec-Fetch-Site` cannot be set by a page: `same-origin` settles it even where a proxy has changed
+        scheme or host on the way; `cross-site` settles it where the browser sends no Origin.
+        """
+        headers = request.headers
+        site = headers.get("Sec-Fetch-Site", "")
+        origin = headers.get("Origin")
+        if origin is None:
+            if site in ("cross-site", "same-site") and not self.origins.any:
+                raise Refused(Code.FORBIDDEN, "another site asks for this")
+            if method == "POST" and self._authenticate is not None and "Cookie" in headers:
+                raise Refused(Code.FORBIDDEN, "a POST with cookies needs an Origin header")
+            return
+        if _values(headers, "Origin") > 1:
+            raise Refused(Code.BAD_REQUEST, "Origin is given twice")
+        if self.origins.allows(origin, own_origin(request.scheme, request.host)):
+            return
+        if site == "same-origin" and self.origins.same_only and origin != "null":
+            return
+        raise Refused(
+            Code.FORBIDDEN,
+            "this origin may not connect; list it in `origins`, or behind a TLS proxy set `trusted_proxies`",
+        )
+
+    async def authenticate(self, request: Request) -> Any:
+        """The user, or None where nobody asks. Raises `Refused` with status 401."""
+        if self._authenticate is None:
+            return None
+        user = await self._authenticate(request)
+        if not user:
+            raise Refused(Code.FORBIDDEN, "sign in first", status=401)
+        return user
+
+
+def _values(headers: Any, name: str) -> int:
+    get_all = getattr(headers, "getall", None)
+    return len(get_all(name)) if get_all is not None else 1

@@ -1,0 +1,143 @@
+"""Contract 3: what serves a channel.
+
+A channel is what an application sees of one browser socket, whichever way it came: a plain
+WebSocket, a stock Engine.IO connection, or a virtual WebSocket of our own client. `Echo` is the
+simplest complete application.
+
+Promises to an application, for each channel:
+- calls come one at a time and in order: `open`, then every `message`, then `close`;
+- `close` comes exactly once if `open` has returned, and not at all if it has raised;
+- a call that returns an awaitable is awaited before the next one is made; one that returns None
+  costs no task;
+- an application that is behind stops the reading of that channel; nothing is dropped, and the
+  channel is not expired for its silence meanwhile.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .protocol.reasons import Closing
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is known of the browser: taken from the request that opened the channel.
+
+    `path` is decoded, `query_string` is not; `headers` is case-insensitive. `remote` is the browser's address,
+    `scheme` and `host` are as the browser used them (see `trusted_proxies`). `params` is what the
+    route's pattern found in the path. `raw` is the web framework's request where there is one.
+    """
+
+    path: str
+    query_string: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    remote: str = ""
+    scheme: str = "http"
+    host: str = ""
+    params: Mapping[str, str] = field(default_factory=dict)
+    raw: Any = None
+
+
+class Refused(Exception):
+    """Raised by `Application.open`: the channel is not for this client.
+
+    `status` is the HTTP status that says so; `reason` is shown to the client.
+    """
+
+    def __init__(self, status: int = 403, reason: str = "Forbidden") -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a directory found: who serves the channel, and for which user."""
+
+    application: Application
+    request: Request
+    user: Any = None
+
+
+class Directory(ABC):
+    """Finds what serves a path. `protocol.handshake.Refused` says why there is nothing."""
+
+    @abstractmethod
+    async def find(self, request: Request) -> Served:
+        """Origin and user are checked by the route that is found."""
+
+
+class Channel(ABC):
+    """One browser socket. Use it from the event loop's thread only.
+
+    `id` is public and names the session. `data` belongs to the application. `offered` are the
+    subprotocols that the browser offers; an application sets `protocol` to one of them in `open`.
+    """
+
+    id: str
+    request: Request
+    offered: tuple[str, ...]
+    protocol: str
+    user: Any
+    data: dict[str, Any]
+
+    @property
+    @abstractmethod
+    def transport(self) -> str:
+        """`polling` or `websocket`: how the browser is connected now."""
+
+    @abstractmethod
+    def send(self, data: str | bytes) -> None:
+        """Send one message. Never blocks; a no-op once the channel is over.
+
+        A client that does not read is closed when its buffer is full (`Reason.SLOW_CONSUMER`): whoever sends much
+        at once awaits `drain` while the channel is `congested`.
+        """
+
+    @property
+    @abstractmethod
+    def congested(self) -> bool:
+        """Whether more than half of the buffer is waiting for the client."""
+
+    @abstractmethod
+    async def drain(self) -> None:
+        """Return when the channel is not congested, or over."""
+
+    @abstractmethod
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close it: 1000 or 3000 to 4999, and at most 123 bytes of reason. A no-op once it is over."""
+
+
+class Application(ABC):
+    """What serves channels. Each method may be a plain function or a coroutine function."""
+
+    @abstractmethod
+    def open(self, channel: Channel) -> Awaitable[None] | None:
+        """A browser asks for a channel. Raise `Refused` to send it away."""
+
+    @abstractmethod
+    def message(self, channel: Channel, data: str | bytes) -> Awaitable[None] | None:
+        """One message, exactly as the browser sent it."""
+
+    @abstractmethod
+    def close(self, channel: Channel, closing: Closing) -> Awaitable[None] | None:
+        """The channel is over."""
+
+
+class Echo(Application):
+    """Sends every message back."""
+
+    def open(self, channel: Channel) -> None:
+        """Everyone is welcome."""
+
+    def message(self, channel: Channel, data: str | bytes) -> Awaitable[None] | None:
+        """Back it goes; a client that does not read its echo is not read any further."""
+        channel.send(data)
+        return channel.drain() if channel.congested else None
+
+    def close(self, channel: Channel, closing: Closing) -> None:
+        """Nothing to clean up."""

@@ -1,0 +1,80 @@
+"""Every setting: its unit, its default, and why it is what it is.
+
+Knows nothing of files or flags (`gateway/cli/`), nor of what is done with a setting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from .protocol.handshake import POLLING, WEBSOCKET
+
+MAX_PAYLOAD: Final = 1_000_000  # bytes; the default of Node's engine.io and of python-engineio
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Heartbeat. A vanished client is noticed within `interval + timeout + 0.2` seconds."""
+
+    interval: float = 10.0  # s; under every idle limit of 30 s, and 20 s to notice a pulled cable
+    timeout: float = 10.0  # s; long enough for a bad mobile line
+
+
+PROFILES: Final = {
+    "compat": Ping(25.0, 20.0),  # what Engine.IO servers use
+    "default": Ping(),
+    "fast": Ping(3.0, 3.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds. Nothing that a client does may cost more than these."""
+
+    payload: int = MAX_PAYLOAD  # bytes of one message, frame or POST
+    outbound_bytes: int = 1_048_576  # waiting to be sent to one client (as Centrifugo)
+    outbound_messages: int = 16_384  # ten thousand small ones in one turn of the loop are ordinary
+    inbound_bytes: int = 1_048_576  # waiting for one client's handler
+    inbound_messages: int = 64
+    connections: int = 100_000  # per process
+    half_open: int = (
+        1_000  # handshakes of one address without a second request: an office behind one proxy fits
+    )
+    channels: int = 256  # open virtual WebSockets of one page
+    pings: int = 100  # WebSocket pings per second; a browser cannot send any
+    fragments: int = 4_096  # WebSocket frames of one message, empty ones included
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds."""
+
+    connect: float = 10.0  # from the handshake to the first request after it
+    upgrade: float = 10.0  # from the probe's WebSocket to the end of the upgrade (as Node's engine.io)
+    poll_hold: float = 4.0  # a waiting GET is answered after this: 5 s idle limits exist, 4 s passed all
+    poll_grace: float = 5.0  # from the loss of a waiting GET to the next request
+    body: float = 15.0  # for the body of a POST
+    send: float = 10.0  # a write that is stuck for this long is a client that does not read
+    close: float = 10.0  # for what is still to be sent when a connection is closed
+    handler: float = 5.0  # for the last handler, before `close` is called anyway
+    grace: float = 15.0  # a session without a connection is kept (as Shiny Server)
+    leave: float = 2.0  # the same after the page said good-bye: a reload is back sooner
+    drain: float = 10.0  # for a stop
+    header: float = 10.0  # for the head of a request
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a gateway, or one `EngineServer`, runs with."""
+
+    ping: Ping = field(default_factory=Ping)
+    limits: Limits = field(default_factory=Limits)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    transports: tuple[str, ...] = (POLLING, WEBSOCKET)
+    upgrades: bool = True
+
+    @property
+    def offered_upgrades(self) -> tuple[str, ...]:
+        """What the open packet of a polling connection offers."""
+        return (WEBSOCKET,) if self.upgrades and WEBSOCKET in self.transports else ()

@@ -1,0 +1,111 @@
+"""Is this request one that Engine.IO v4 allows? Decided from method and query alone.
+
+Errors carry Engine.IO's own codes, so that stock clients understand them. Nothing of the request is
+ever repeated in an answer.
+Source: Engine.IO protocol v4, "Handshake"; codes as in Node's engine.io.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+POLLING = "polling"
+WEBSOCKET = "websocket"
+
+
+class Code(Enum):
+    """Engine.IO's error codes: code, message, HTTP status."""
+
+    TRANSPORT = (0, "Transport unknown", 400)
+    SESSION = (1, "Session ID unknown", 400)
+    METHOD = (2, "Bad handshake method", 400)
+    BAD_REQUEST = (3, "Bad request", 400)
+    FORBIDDEN = (4, "Forbidden", 403)
+    VERSION = (5, "Unsupported protocol version", 400)
+
+
+class Refused(Exception):
+    """The request gets an HTTP error with the body `{"code": …, "message": …}`.
+
+    `hint` says what to do about it. It never quotes the request.
+    """
+
+    def __init__(self, code: Code, hint: str = "", status: int | None = None) -> None:
+        self.code, message, default = code.value
+        self.message = f"{message}: {hint}" if hint else message
+        self.status = status or default
+        super().__init__(self.message)
+
+    @property
+    def body(self) -> str:
+        """The JSON text of the answer."""
+        return json.dumps({"code": self.code, "message": self.message})
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a request asks for. Without a `sid` it is a handshake."""
+
+    transport: str
+    sid: str | None
+
+
+# Any id that an overridden `generate_id` may reasonably make; no spaces, no controls, no megabytes.
+_SID = re.compile(r"[!-~]{1,128}")
+_ONCE = ("EIO", "transport", "sid")
+
+
+def read_query(
+    method: str,
+    pairs: Iterable[tuple[str, str]],
+    *,
+    upgrade: bool,
+    transports: Sequence[str] = (POLLING, WEBSOCKET),
+) -> Query:
+    """Check one request. `upgrade`: it asks to become a websocket.
+
+    Raises `Refused` with the code that Engine.IO gives to what is wrong.
+    """
+    query: dict[str, str] = {}
+    for name, value in pairs:
+        if name == "j":
+            raise Refused(Code.BAD_REQUEST, "JSONP is not supported")
+        if name in _ONCE:
+            if name in query:
+                raise Refused(Code.BAD_REQUEST, f"{name} is given twice")
+            query[name] = value
+    transport = query.get("transport", "")
+    if transport not in transports:
+        raise Refused(Code.TRANSPORT)
+    sid = query.get("sid")
+    if query.get("EIO", "" if sid is None else "4") != "4":
+        raise Refused(Code.VERSION, "this server speaks EIO=4")
+    if method not in (("GET",) if sid is None or transport == WEBSOCKET else ("GET", "POST")):
+        raise Refused(Code.METHOD)
+    if transport == WEBSOCKET and not upgrade:
+        raise Refused(Code.BAD_REQUEST, "no WebSocket upgrade; a proxy may have removed the Upgrade header")
+    if transport == POLLING and upgrade:
+        raise Refused(Code.BAD_REQUEST, "a polling request cannot become a WebSocket")
+    if sid is not None and not _SID.fullmatch(sid):
+        raise Refused(Code.SESSION)
+    return Query(transport, sid)
+
+
+def open_packet(
+    sid: str, *, upgrades: Sequence[str], interval: float, timeout: float, max_payload: int
+) -> str:
+    """The first packet of every connection. Seconds become milliseconds, fractions included."""
+    return "0" + json.dumps(
+        {
+            "sid": sid,
+            "upgrades": list(upgrades),
+            "pingInterval": round(interval * 1000),
+            "pingTimeout": round(timeout * 1000),
+            "maxPayload": max_payload,
+        },
+        separators=(",", ":"),
+    )

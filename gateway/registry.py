@@ -1,0 +1,238 @@
+"""The live connections of this process, and the one heap of their deadlines.
+
+One timer serves everybody. A tick that comes late means that the loop was blocked: nobody is judged
+then before what arrived meanwhile has been read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from math import inf
+from typing import Protocol
+
+from .config import Settings
+from .connection import Connection
+from .protocol.reasons import Reason
+from .stalls import LATE, StallWatch
+
+log = logging.getLogger("gateway")
+
+_BEAT = 0.2  # s between ticks at the most, so that a stall is noticed
+_QUANTUM = 0.005  # s between ticks at the least: deadlines that are close together share one
+
+
+class Timed(Protocol):
+    """What can stand in the heap. `scheduled` belongs to the heap; it begins as infinity."""
+
+    scheduled: float
+
+    @property
+    def deadline(self) -> float:
+        """When `judge` wants to be called; it may move later without notice."""
+
+    def judge(self, now: float) -> None:
+        """Do what is due."""
+
+    def spare(self, now: float) -> None:
+        """A stall has just ended."""
+
+
+class Deadlines:
+    """A lazy heap: a deadline that moves later costs nothing until its old place is reached."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._heap: list[tuple[float, int, Timed]] = []
+        self._order = count()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tick_at = inf
+        self._last_tick = self._loop.time()
+        self._stall_ended = -inf
+        self._watch: StallWatch | None = None
+        self.stalls = 0
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self._loop.time()
+
+    def schedule(self, item: Timed) -> None:
+        """Call this when `item.deadline` may have come closer."""
+        deadline = item.deadline
+        if deadline >= item.scheduled:
+            return
+        item.scheduled = deadline
+        heappush(self._heap, (deadline, next(self._order), item))
+        if deadline < self._tick_at:
+            self._arm(deadline)
+
+    def judge(self, item: Timed) -> None:
+        """Judge one item now, if it is due, without waiting for the tick."""
+        now = self.now()
+        self._note_stall(now)
+        if item.deadline <= now:
+            self._judge(item, now)
+            self.schedule(item)
+
+    def stop(self) -> None:
+        """Forget everything."""
+        self._heap.clear()
+        self._rest()
+
+    def _judge(self, item: Timed, now: float) -> None:
+        if self._stall_ended + 1.0 > now:
+            item.spare(self._stall_ended)
+        if item.deadline <= now:
+            item.judge(now)
+
+    def _arm(self, when: float) -> None:
+        now = self.now()
+        if self._watch is None:
+            self._watch = StallWatch()
+            self._last_tick = now
+        if self._timer is not None:
+            self._timer.cancel()
+        self._tick_at = min(max(when, now + _QUANTUM), now + _BEAT)
+        self._timer = self._loop.call_at(self._tick_at, self._tick)
+
+    def _rest(self) -> None:
+        """Nothing to wait for: no timer, no thread."""
+        self._tick_at = inf
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+
+    def _note_stall(self, now: float) -> None:
+        if now - self._tick_at <= LATE:
+            return
+        self._stall_ended = now
+        self._tick_at = now
+        self.stalls += 1
+        assert self._watch is not None
+        culprit = self._watch.culprit()
+        log.warning(
+            "The event loop was blocked for %.1f s%s. No client is expired for it, but none was "
+            "served: run blocking code in a thread.",
+            now - self._last_tick,
+            f" by {culprit}" if culprit else "",
+        )
+
+    def _tick(self) -> None:
+        now = self.now()
+        self._note_stall(now)
+        self._last_tick = now
+        if self._watch is not None:
+            self._watch.beat()
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            when, _, item = heappop(heap)
+            if when != item.scheduled:
+                continue
+            item.scheduled = inf
+            self._judge(item, now)
+            if item.deadline < item.scheduled:
+                item.scheduled = item.deadline
+                heappush(heap, (item.scheduled, next(self._order), item))
+        if heap:
+            self._arm(heap[0][0])
+        else:
+            self._rest()
+
+
+class Full(Exception):
+    """No more connections: of this address (429), or of anyone (503)."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class Registry:
+    """Connections by `sid`. Created inside a running loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.deadlines = Deadlines()
+        self.connections: dict[str, Connection] = {}
+        self._loop = asyncio.get_running_loop()
+        self._half_open: Counter[str] = Counter()
+        self._opening: dict[str, str] = {}
+        self._empty: asyncio.Future[None] | None = None
+
+    # What a connection needs of the world (`connection.Loop`).
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self._loop.time()
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call it in the next turn of the loop."""
+        self._loop.call_soon(call)
+
+    def schedule(self, item: Connection) -> None:
+        """`item.deadline` has come closer."""
+        self.deadlines.schedule(item)
+
+    def gone(self, item: Connection) -> None:
+        """It is closed: forget it."""
+        self.connections.pop(item.sid, None)
+        self.settle(item.sid)
+        if self._empty is not None and not self.connections and not self._empty.done():
+            self._empty.set_result(None)
+
+    # What wires need.
+
+    def create(self, sid: str, address: str) -> Connection:
+        """A new connection of `address`. Raises `Full` beyond the limits."""
+        limits = self.settings.limits
+        if len(self.connections) >= limits.connections:
+            raise Full(503, "this gateway holds as many connections as it may")
+        if self._half_open[address] >= limits.half_open:
+            raise Full(429, "too many handshakes from this address have led to nothing")
+        connection = Connection(sid, self.settings, self)
+        self.connections[sid] = connection
+        self._half_open[address] += 1
+        self._opening[sid] = address
+        return connection
+
+    def settle(self, sid: str) -> None:
+        """The connection has proved itself by a second request, or is gone."""
+        address = self._opening.pop(sid, None)
+        if address is None:
+            return
+        self._half_open[address] -= 1
+        if not self._half_open[address]:
+            del self._half_open[address]
+
+    def find(self, sid: str) -> Connection | None:
+        """The connection, if it is alive or has something left to say. Expires it if it is due."""
+        connection = self.connections.get(sid)
+        if connection is not None:
+            self.settle(sid)
+        return connection
+
+    def judge(self, connection: Connection) -> bool:
+        """Expire the connection now if it is due; whether it is still there."""
+        self.deadlines.judge(connection)
+        return connection.sid in self.connections
+
+    async def shutdown(self, reason: Reason = Reason.SHUTDOWN) -> None:
+        """Close everything, and wait until the last has gone or `timeouts.close` is over."""
+        for connection in list(self.connections.values()):
+            connection.close(reason)
+        if self.connections:
+            self._empty = self._loop.create_future()
+            try:
+                async with asyncio.timeout(self.settings.timeouts.close):
+                    await self._empty
+            except TimeoutError:
+                log.info("%d clients did not take their leave in time", len(self.connections))
+        self.deadlines.stop()

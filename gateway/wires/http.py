@@ -1,0 +1,295 @@
+"""Engine.IO over plain aiohttp: one endpoint, for handshakes, polls, posts and upgrades.
+
+Turns requests into calls of a `Connection`, and what that answers into responses. Which request is
+legal is decided in `protocol/handshake.py`, what a connection does with it in `connection.py`.
+Works under any `web.run_app`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from aiohttp import hdrs, web
+
+from gateway.access import Access
+from gateway.application import Application, Request
+from gateway.application import Refused as ApplicationRefused
+from gateway.channels import EngineChannel
+from gateway.config import Settings
+from gateway.connection import Connection
+from gateway.protocol.forwarded import Network
+from gateway.protocol.handshake import POLLING, Code, Query, Refused, read_query
+from gateway.protocol.packets import PacketError
+from gateway.protocol.reasons import Reason
+from gateway.registry import Full, Registry
+from gateway.transports import Overlap, PollingTransport
+
+from .request import (
+    on_departure,
+    read_request,
+    refusal,
+    text_response,
+    wants_websocket,
+    websocket_key,
+)
+from .websocket import WebSocketTransport
+
+log = logging.getLogger("gateway")
+
+NewChannel = Callable[[Connection, Request], EngineChannel]
+
+
+class EngineEndpoint:
+    """Serves one Engine.IO path.
+
+    `new_sid` makes the ids; `headers` are added to the answer of a handshake (`Set-Cookie`);
+    `registry` may be shared by several endpoints of one process.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        settings: Settings,
+        registry: Registry,
+        access: Access,
+        new_sid: Callable[[], str],
+        *,
+        trusted: list[Network] | None = None,
+        headers: Callable[[str], dict[str, str]] | None = None,
+        cors: Callable[[Request], dict[str, str]] | None = None,
+    ) -> None:
+        self._application = application
+        self._settings = settings
+        self._registry = registry
+        self._access = access
+        self._new_sid = new_sid
+        self._trusted = trusted or []
+        self._headers = headers or _no_headers
+        self._cors = cors or (lambda request: cors_headers(access, request))
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request, whatever it is."""
+        seen = read_request(request, self._trusted)
+        try:
+            response = await self._answer(request, seen)
+        except Refused as refused:
+            # The rest of a request that is refused early is not read as a new request.
+            response = refusal(refused, close=request.can_read_body or wants_websocket(request))
+        except ConnectionError:
+            # The client has left. aiohttp notices when it writes this, and logs nothing.
+            response = text_response("", 400)
+        if not response.prepared:
+            response.headers.update(self._cors(seen))
+        return response
+
+    async def _answer(self, request: web.Request, seen: Request) -> web.StreamResponse:
+        self._access.check_origin(seen, request.method)
+        if request.method == "OPTIONS":
+            return web.Response(status=204, headers={"Access-Control-Max-Age": "600"})
+        query = read_query(
+            request.method,
+            request.query.items(),
+            upgrade=wants_websocket(request),
+            transports=self._settings.transports,
+        )
+        if query.sid is None:
+            return await self._handshake(request, seen, query)
+        connection = self._registry.find(query.sid)
+        if connection is None:
+            raise Refused(Code.SESSION)
+        if query.transport != POLLING:
+            return await self._upgrade(request, connection)
+        polling = connection.polling
+        if polling is None:
+            raise Refused(Code.BAD_REQUEST, "the connection is on another transport")
+        if request.method == "POST":
+            return await self._post(request, connection, polling)
+        return await self._poll(request, connection, polling)
+
+    # -- handshake ---------------------------------------------------------------------------------
+
+    async def _handshake(self, request: web.Request, seen: Request, query: Query) -> web.StreamResponse:
+        if query.transport != POLLING:
+            websocket_key(request)
+        user = await self._access.authenticate(seen)
+        try:
+            connection = self._registry.create(self._new_sid(), seen.remote)
+        except Full as full:
+            return _overloaded(full)
+        channel = EngineChannel(connection, seen, self._application, self._settings, user=user)
+        if query.transport == POLLING:
+            on_departure(request, lambda: connection.close(Reason.TRANSPORT_CLOSE))
+        try:
+            await channel.admit()
+        except ApplicationRefused as refused:
+            connection.close(Reason.REFUSED)
+            raise Refused(Code.FORBIDDEN, refused.reason, status=refused.status) from refused
+        if connection.state.is_over:  # closed by the application, or gone while it was asked
+            raise Refused(Code.SESSION, "closed during the handshake")
+        headers = self._headers(connection.sid)
+        if query.transport == POLLING:
+            response = text_response(connection.start_polling())
+            response.headers.update(headers)
+            return response
+        return await self._open_websocket(request, connection)
+
+    async def _open_websocket(self, request: web.Request, connection: Connection) -> web.StreamResponse:
+        transport = WebSocketTransport(self._settings, connection)
+        self._registry.settle(connection.sid)
+        try:
+            response = await transport.wire.open(request)
+        except (ConnectionError, Refused):
+            connection.close(Reason.TRANSPORT_CLOSE)
+            raise
+        connection.start_websocket(transport)
+        await transport.wire.run(request)
+        return response
+
+    async def _upgrade(self, request: web.Request, connection: Connection) -> web.StreamResponse:
+        transport = WebSocketTransport(self._settings, connection)
+        if not self._settings.offered_upgrades:
+            raise Refused(Code.TRANSPORT, "upgrades are switched off")
+        response = await transport.wire.open(request)
+        if not connection.offer(transport):
+            transport.close(Reason.REPLACED)
+        await transport.wire.run(request)
+        return response
+
+    # -- polling -----------------------------------------------------------------------------------
+
+    async def _poll(
+        self, request: web.Request, connection: Connection, polling: PollingTransport
+    ) -> web.StreamResponse:
+        if not self._registry.judge(connection):
+            raise Refused(Code.SESSION)
+        answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+
+        def respond(body: str) -> None:
+            answer.set_result(body)
+
+        def departed() -> None:
+            if not answer.done():
+                connection.poll_abandoned(polling, respond)
+                answer.set_result(None)
+
+        on_departure(request, departed)
+        try:
+            connection.poll(polling, respond)
+        except Overlap as overlap:
+            raise Refused(Code.BAD_REQUEST, str(overlap)) from overlap
+        try:
+            body = await answer
+        except asyncio.CancelledError:
+            connection.poll_abandoned(polling, respond)
+            raise
+        if body is None:
+            raise ConnectionResetError("the client left while its GET was waiting")
+        return await self._deliver(request, polling, body)
+
+    async def _deliver(
+        self, request: web.Request, polling: PollingTransport, body: str
+    ) -> web.StreamResponse:
+        """Write the answer here, to learn whether it could be written."""
+        response = text_response(body)
+        response.headers.update(self._cors(read_request(request, self._trusted)))
+        try:
+            await response.prepare(request)
+            await response.write_eof()
+        except (ConnectionError, asyncio.CancelledError):
+            polling.undelivered()
+            raise
+        return response
+
+    async def _post(
+        self, request: web.Request, connection: Connection, polling: PollingTransport
+    ) -> web.StreamResponse:
+        self._check_post(request)
+        try:
+            connection.begin_post(polling)
+        except Overlap as overlap:
+            raise Refused(Code.BAD_REQUEST, str(overlap)) from overlap
+        try:
+            if connection.is_paused:
+                await self._wait_until_read(connection)
+            polling.post(await self._body(request))
+        except PacketError as error:
+            raise Refused(Code.BAD_REQUEST, str(error)) from error
+        finally:
+            polling.end_post()
+        return text_response("ok")
+
+    def _check_post(self, request: web.Request) -> None:
+        if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+            raise Refused(Code.BAD_REQUEST, "send the body as it is, not compressed", status=415)
+        if request.content_type == "application/octet-stream":
+            raise Refused(Code.BAD_REQUEST, "send text/plain; binary messages are base64")
+        if (request.content_length or 0) > self._settings.limits.payload:
+            raise self._too_large()
+
+    def _too_large(self) -> Refused:
+        return Refused(Code.BAD_REQUEST, f"more than maxPayload ({self._settings.limits.payload} bytes)", 413)
+
+    async def _body(self, request: web.Request) -> bytes:
+        """The whole body, however many segments it comes in, and no more than `maxPayload`."""
+        parts = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._settings.timeouts.body):
+                async for part in request.content.iter_any():
+                    size += len(part)
+                    if size > self._settings.limits.payload:
+                        raise self._too_large()
+                    parts.append(part)
+        except TimeoutError:
+            raise Refused(Code.BAD_REQUEST, "the body did not come in time", 408) from None
+        except web.RequestPayloadError as error:
+            raise Refused(Code.BAD_REQUEST, "the body is not what its headers say") from error
+        return b"".join(parts)
+
+    async def _wait_until_read(self, connection: Connection) -> None:
+        """The application is behind: hold the POST, and refuse it before anything was taken."""
+        resumed = asyncio.Event()
+        connection.when_resumed(resumed.set)
+        try:
+            async with asyncio.timeout(self._settings.timeouts.send):
+                await resumed.wait()
+        except TimeoutError:
+            raise Refused(Code.BAD_REQUEST, "the application is behind; try again", 503) from None
+
+
+def cors_headers(access: Access, request: Request) -> dict[str, str]:
+    """What lets a page of an allowed other origin read the answer.
+
+    For `*` without credentials: reflecting any origin with them would hand every site the user's
+    cookies.
+    """
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return {}
+    if access.origins.any:
+        headers = {"Access-Control-Allow-Origin": "*"}
+    elif access.origins.lists(origin):
+        headers = {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Allow-Credentials": "true",
+            "Vary": "Origin",
+        }
+    else:
+        return {"Vary": "Origin"}
+    wanted = request.headers.get("Access-Control-Request-Headers")
+    if wanted is not None:
+        headers["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
+        headers["Access-Control-Allow-Headers"] = "Content-Type"
+    return headers
+
+
+def _no_headers(_sid: str) -> dict[str, str]:
+    return {}
+
+
+def _overloaded(full: Full) -> web.Response:
+    response = refusal(Refused(Code.FORBIDDEN, full.reason, full.status))
+    response.headers[hdrs.RETRY_AFTER] = "5"
+    return response
