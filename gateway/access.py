@@ -27,8 +27,8 @@ class Access:
     def check_origin(self, request: Request, method: str) -> None:
         """Refuse pages of other origins. Programs that are no browser send no Origin.
 
-        A browser's `Sec-Fetch-Site` cannot be set by a page: `same-origin` settles it even where a proxy has changed
-        scheme or host on the way; `cross-site` settles it where the browser sends no Origin.
+        A browser's `Sec-Fetch-Site` cannot be set by a page: `same-origin` settles it even where a
+        proxy has changed scheme or host on the way; `cross-site` where the browser sends no Origin.
         """
         headers = request.headers
         site = headers.get("Sec-Fetch-Site", "")

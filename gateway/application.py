@@ -27,9 +27,10 @@ from .protocol.reasons import Closing
 class Request:
     """What is known of the browser: taken from the request that opened the channel.
 
-    `path` is decoded, `query_string` is not; `headers` is case-insensitive. `remote` is the browser's address,
-    `scheme` and `host` are as the browser used them (see `trusted_proxies`). `params` is what the
-    route's pattern found in the path. `raw` is the web framework's request where there is one.
+    `path` is decoded, `query_string` is not; `headers` is case-insensitive. `remote` is the
+    browser's address, `scheme` and `host` are as the browser used them (see `trusted_proxies`).
+    `params` is what the route's pattern found in the path. `raw` is the web framework's request
+    where there is one.
     """
 
     path: str
@@ -45,13 +46,15 @@ class Request:
 class Refused(Exception):
     """Raised by `Application.open`: the channel is not for this client.
 
-    `status` is the HTTP status that says so; `reason` is shown to the client.
+    `status` is the HTTP status that says so; `reason` is shown to the client. `body` is JSON text that
+    a stock Engine.IO client gets in place of Engine.IO's own answer.
     """
 
-    def __init__(self, status: int = 403, reason: str = "Forbidden") -> None:
+    def __init__(self, status: int = 403, reason: str = "Forbidden", body: str | None = None) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
+        self.body = body
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,8 @@ class Channel(ABC):
     def send(self, data: str | bytes) -> None:
         """Send one message. Never blocks; a no-op once the channel is over.
 
-        A client that does not read is closed when its buffer is full (`Reason.SLOW_CONSUMER`): whoever sends much
-        at once awaits `drain` while the channel is `congested`.
+        A client that does not read is closed when its buffer is full (`Reason.SLOW_CONSUMER`):
+        whoever sends much at once awaits `drain` while the channel is `congested`.
         """
 
     @property

@@ -27,7 +27,7 @@ class ServedChannel(Channel):
 
     def __init__(
         self,
-        id: str,
+        channel_id: str,
         request: Request,
         application: Application,
         settings: Settings,
@@ -35,12 +35,12 @@ class ServedChannel(Channel):
         user: Any = None,
         offered: tuple[str, ...] = (),
     ) -> None:
-        self.id = id
+        self.id = channel_id
         self.request = request
         self.user = user
         self.offered = offered
         self.protocol = ""
-        self.data: dict[str, Any] = {"id": id}
+        self.data: dict[str, Any] = {"id": channel_id}
         self._application = application
         self._limit = settings.timeouts.handler
         self._opened = False
@@ -101,6 +101,10 @@ class ServedChannel(Channel):
         except Refused as refused:
             if not answer.done():
                 answer.set_exception(refused)
+        except asyncio.CancelledError:
+            if not answer.done():
+                answer.set_exception(Refused(503, "the application did not answer"))
+            raise
         except Exception:  # the application's own code: anything may come out of it
             log.exception("open failed for %s", self.request.path)
             if not answer.done():

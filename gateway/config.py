@@ -19,6 +19,7 @@ class Ping:
 
     interval: float = 10.0  # s; under every idle limit of 30 s, and 20 s to notice a pulled cable
     timeout: float = 10.0  # s; long enough for a bad mobile line
+    slack: float = 0.0  # s; added to the interval that clients are told, for those with a slow clock
 
 
 PROFILES: Final = {

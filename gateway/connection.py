@@ -12,7 +12,7 @@ from math import inf
 from typing import Protocol
 
 from .config import Settings
-from .protocol.handshake import POLLING, WEBSOCKET, open_packet
+from .protocol.handshake import POLLING, open_packet
 from .protocol.heartbeat import Heartbeat
 from .protocol.moves import Action, IllegalMove, Input, State, move
 from .protocol.packets import (
@@ -142,7 +142,7 @@ class Connection:
         return open_packet(
             self.sid,
             upgrades=upgrades,
-            interval=self.settings.ping.interval,
+            interval=self.settings.ping.interval + self.settings.ping.slack,
             timeout=self.settings.ping.timeout,
             max_payload=self.settings.limits.payload,
         )
@@ -152,7 +152,7 @@ class Connection:
     @property
     def transport_name(self) -> str:
         """`polling` or `websocket`."""
-        return WEBSOCKET if self.state is State.WEBSOCKET else POLLING
+        return POLLING if self.transport is None else self.transport.name
 
     @property
     def is_paused(self) -> bool:

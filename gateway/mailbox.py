@@ -111,14 +111,24 @@ class Mailbox:
                 if awaitable is not None:
                     await _finish(awaitable)
             except asyncio.CancelledError:
-                if not self._gave_up:
-                    raise
-                self._gave_up = False
+                self._check_cancelled()
             if not self._waiting:
                 self._running = False
                 self._task = None
                 return
             awaitable = self._take()
+
+    def _check_cancelled(self) -> None:
+        """Go on if a handler has been given up, or was itself waiting for what was cancelled."""
+        task = self._task
+        assert task is not None
+        if not task.cancelling():
+            log.error("a handler ended with CancelledError")
+        elif self._gave_up:
+            self._gave_up = False
+            task.uncancel()
+        else:
+            raise asyncio.CancelledError
 
     def _take(self) -> Awaitable[None] | None:
         call, args, size = self._waiting.popleft()

@@ -23,6 +23,7 @@ from .stalls import LATE, StallWatch
 log = logging.getLogger("gateway")
 
 _BEAT = 0.2  # s between ticks at the most, so that a stall is noticed
+_FAREWELL = 2.0  # s for clients to fetch their last words: a live poller is back within a round trip
 _QUANTUM = 0.005  # s between ticks at the least: deadlines that are close together share one
 
 
@@ -225,13 +226,13 @@ class Registry:
         return connection.sid in self.connections
 
     async def shutdown(self, reason: Reason = Reason.SHUTDOWN) -> None:
-        """Close everything, and wait until the last has gone or `timeouts.close` is over."""
+        """Close everything, and wait a moment until the last has gone."""
         for connection in list(self.connections.values()):
             connection.close(reason)
         if self.connections:
             self._empty = self._loop.create_future()
             try:
-                async with asyncio.timeout(self.settings.timeouts.close):
+                async with asyncio.timeout(_FAREWELL):
                     await self._empty
             except TimeoutError:
                 log.info("%d clients did not take their leave in time", len(self.connections))

@@ -100,8 +100,8 @@ class SessionChannel(ServedChannel):
 class Session:
     """`carrier` is None while it is detached. `scheduled` belongs to the deadlines' heap."""
 
-    def __init__(self, sessions: Sessions, id: str, token: str) -> None:
-        self.id = id
+    def __init__(self, sessions: Sessions, session_id: str, token: str) -> None:
+        self.id = session_id
         self.token = token
         self.scheduled = inf
         self._previous_token = token
@@ -259,9 +259,10 @@ class Session:
         return None
 
     def _count(self, size: int) -> None:
+        first = self._inbox.ack_at is None
         if self._inbox.add(size, self._sessions.deadlines.now()):
             self._send_ack()
-        else:
+        elif first:
             self._sessions.deadlines.schedule(self)
 
     def _send_ack(self) -> None:

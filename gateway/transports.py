@@ -179,9 +179,7 @@ class PollingTransport(Transport):
         if self._closed:
             raise PacketError("the connection has left polling")
         try:
-            packets = decode_payload(body)
-            if not _FROM_POLLING.issuperset([kind for kind, _ in packets]):
-                raise PacketError("packet type is not for a client to send here")
+            packets = _read_post(body)
         except PacketError:
             self.owner.lost(self, Reason.PARSE_ERROR)
             raise
@@ -205,6 +203,13 @@ class PollingTransport(Transport):
 
     def resume(self) -> None:
         self.paused = False
+
+
+def _read_post(body: bytes) -> list[tuple[PacketType, str | bytes]]:
+    packets = decode_payload(body)
+    if not _FROM_POLLING.issuperset([kind for kind, _ in packets]):
+        raise PacketError("packet type is not for a client to send here")
+    return packets
 
 
 def receive_frame(transport: Transport, data: str | bytes) -> None:

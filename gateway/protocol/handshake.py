@@ -31,18 +31,24 @@ class Code(Enum):
 class Refused(Exception):
     """The request gets an HTTP error with the body `{"code": …, "message": …}`.
 
-    `hint` says what to do about it. It never quotes the request.
+    `hint` says what to do about it. It never quotes the request. `body` is JSON text of the
+    application's, to be sent instead.
     """
 
-    def __init__(self, code: Code, hint: str = "", status: int | None = None) -> None:
+    def __init__(
+        self, code: Code, hint: str = "", status: int | None = None, body: str | None = None
+    ) -> None:
         self.code, message, default = code.value
         self.message = f"{message}: {hint}" if hint else message
         self.status = status or default
+        self._body = body
         super().__init__(self.message)
 
     @property
     def body(self) -> str:
         """The JSON text of the answer."""
+        if self._body is not None:
+            return self._body
         return json.dumps({"code": self.code, "message": self.message})
 
 

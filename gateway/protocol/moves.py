@@ -38,15 +38,15 @@ class Input(Enum):
     MESSAGE = "4"
     UPGRADE = "5"
     NOOP = "6"
-    ACCEPT_POLLING = auto()
-    ACCEPT_WEBSOCKET = auto()
-    CANDIDATE = auto()
-    CANDIDATE_PROBE = auto()
-    CANDIDATE_UPGRADE = auto()
-    CANDIDATE_OTHER = auto()  # any other packet on the candidate
-    CANDIDATE_LOST = auto()  # closed, reset, or silent for too long
-    END = auto()  # lost, timed out, refused, or closed by the application
-    DRAINED = auto()
+    ACCEPT_POLLING = "accept polling"
+    ACCEPT_WEBSOCKET = "accept websocket"
+    CANDIDATE = "candidate"
+    CANDIDATE_PROBE = "candidate probe"
+    CANDIDATE_UPGRADE = "candidate upgrade"
+    CANDIDATE_OTHER = "candidate other"  # any other packet on the candidate
+    CANDIDATE_LOST = "candidate lost"  # closed, reset, or silent for too long
+    END = "end"  # lost, timed out, refused, or closed by the application
+    DRAINED = "drained"
 
 
 class Action(Enum):

@@ -61,8 +61,8 @@ def own_origin(scheme: str, host: str) -> Origin | None:
 class OriginPolicy:
     """An allow-list of origins. Without a list: the same origin only.
 
-    Entries: `https://host[:port]` exactly; `host` or `host:port` with http or https (a bare host with any port);
-    `*.example.com` for one or more whole labels to the left; `*` for everyone.
+    Entries: `https://host[:port]` exactly; `host` or `host:port` with http or https (a bare host
+    with any port); `*.example.com` for one or more whole labels to the left; `*` for everyone.
     """
 
     __slots__ = ("any", "same_only", "_entries")

@@ -72,11 +72,12 @@ class EngineEndpoint:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request, whatever it is."""
         seen = read_request(request, self._trusted)
+        # What is left of a request that is refused early must not be read as the next request.
+        close = request.can_read_body or wants_websocket(request)
         try:
             response = await self._answer(request, seen)
         except Refused as refused:
-            # The rest of a request that is refused early is not read as a new request.
-            response = refusal(refused, close=request.can_read_body or wants_websocket(request))
+            response = refusal(refused, close=close)
         except ConnectionError:
             # The client has left. aiohttp notices when it writes this, and logs nothing.
             response = text_response("", 400)
@@ -101,12 +102,14 @@ class EngineEndpoint:
             raise Refused(Code.SESSION)
         if query.transport != POLLING:
             return await self._upgrade(request, connection)
+        if request.method == "POST" and connection.state.is_over:
+            raise Refused(Code.SESSION)
         polling = connection.polling
         if polling is None:
             raise Refused(Code.BAD_REQUEST, "the connection is on another transport")
         if request.method == "POST":
             return await self._post(request, connection, polling)
-        return await self._poll(request, connection, polling)
+        return await self._poll(request, seen, connection, polling)
 
     # -- handshake ---------------------------------------------------------------------------------
 
@@ -125,7 +128,7 @@ class EngineEndpoint:
             await channel.admit()
         except ApplicationRefused as refused:
             connection.close(Reason.REFUSED)
-            raise Refused(Code.FORBIDDEN, refused.reason, status=refused.status) from refused
+            raise Refused(Code.FORBIDDEN, refused.reason, refused.status, refused.body) from refused
         if connection.state.is_over:  # closed by the application, or gone while it was asked
             raise Refused(Code.SESSION, "closed during the handshake")
         headers = self._headers(connection.sid)
@@ -160,7 +163,11 @@ class EngineEndpoint:
     # -- polling -----------------------------------------------------------------------------------
 
     async def _poll(
-        self, request: web.Request, connection: Connection, polling: PollingTransport
+        self,
+        request: web.Request,
+        seen: Request,
+        connection: Connection,
+        polling: PollingTransport,
     ) -> web.StreamResponse:
         if not self._registry.judge(connection):
             raise Refused(Code.SESSION)
@@ -186,15 +193,10 @@ class EngineEndpoint:
             raise
         if body is None:
             raise ConnectionResetError("the client left while its GET was waiting")
-        return await self._deliver(request, polling, body)
-
-    async def _deliver(
-        self, request: web.Request, polling: PollingTransport, body: str
-    ) -> web.StreamResponse:
-        """Write the answer here, to learn whether it could be written."""
         response = text_response(body)
-        response.headers.update(self._cors(read_request(request, self._trusted)))
+        response.headers.update(self._cors(seen))
         try:
+            # Written here, to learn whether it could be written.
             await response.prepare(request)
             await response.write_eof()
         except (ConnectionError, asyncio.CancelledError):

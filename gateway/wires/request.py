@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aiohttp import hdrs, web
+from aiohttp.streams import EmptyStreamReader
 
 from gateway.application import Request
 from gateway.protocol.forwarded import Network, read_peer
@@ -55,6 +56,8 @@ def refusal(refused: Refused, *, close: bool = False) -> web.Response:
         content_type="application/json",
         headers=_HEADERS,
     )
+    if refused.status == 426:
+        response.headers[hdrs.SEC_WEBSOCKET_VERSION] = "13"  # RFC 6455 section 4.4
     if close:
         response.force_close()
     return response
@@ -86,18 +89,20 @@ def websocket_key(request: web.BaseRequest) -> str:
     return key
 
 
-class _Departure:
+class _Departure(EmptyStreamReader):
     """Stands where a GET's body would: aiohttp tells it when the client has gone.
 
     aiohttp ends a request's body with an exception when the TCP connection is lost, and has no
     public way to tell a handler that is not reading (unless it is cancelled for it, which is the
-    choice of whoever runs the server). `tests/contract/` fails if this stops working.
+    choice of whoever runs the server). `tests/contract/` fails if this stops working. To everybody
+    else it is the empty body that a GET has.
     """
 
     def __init__(self, call: Callable[[], None]) -> None:
+        super().__init__()
         self._call = call
 
-    def set_exception(self, _exc: BaseException) -> None:
+    def set_exception(self, _exc: BaseException, _cause: BaseException | None = None) -> None:
         """aiohttp: the connection is lost."""
         self._call()
 
