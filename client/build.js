@@ -1,0 +1,92 @@
+// Builds ../static/client.js and its source map from src/.
+// --check: builds in memory and fails when the committed files differ. --size: prints the sizes.
+
+import { readFile, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { gzipSync } from 'node:zlib';
+import { build } from 'esbuild';
+
+const LIMIT_BYTES = 20 * 1024;
+const here = dirname(fileURLToPath(import.meta.url));
+const target = join(here, '..', 'static', 'client.js');
+const engine = join(here, 'node_modules', 'engine.io-client', 'build', 'esm');
+
+// Only polling and WebSocket are wanted. The package's index, its table of default transports and
+// its search for the global object (`Function('return this')`) would bring along the rest.
+const REPLACED = {
+  'transports/index.js': 'export const transports = {};',
+  'globals.js': `
+    export const nextTick = (callback) => Promise.resolve().then(callback);
+    export const globalThisShim = globalThis;
+    export const defaultBinaryType = 'arraybuffer';
+    export const createCookieJar = () => undefined;`,
+};
+const ENTRY = `
+  export { Socket } from './socket.js';
+  export { XHR } from './transports/polling-xhr.js';
+  export { WS as WebSocket } from './transports/websocket.js';`;
+
+const onlyWhatIsUsed = {
+  name: 'only-what-is-used',
+  setup({ onResolve, onLoad }) {
+    onResolve({ filter: /^engine\.io-client$/ }, () => ({ path: 'entry', namespace: 'engine' }));
+    onLoad({ filter: /^entry$/, namespace: 'engine' }, () => ({
+      contents: ENTRY,
+      resolveDir: engine,
+    }));
+    onLoad({ filter: /engine\.io-client/ }, ({ path }) => {
+      const name = Object.keys(REPLACED).find((end) => path === join(engine, end));
+      return name ? { contents: REPLACED[name] } : undefined;
+    });
+  },
+};
+
+async function bundle() {
+  const { version } = JSON.parse(await readFile(join(here, 'package.json'), 'utf8'));
+  const { outputFiles } = await build({
+    absWorkingDir: here,
+    entryPoints: ['src/index.js'],
+    outfile: target,
+    bundle: true,
+    minify: true,
+    format: 'iife',
+    // adoptedStyleSheets, private fields, lookbehind: see docs/client.md.
+    target: ['chrome94', 'firefox101', 'safari16.4'],
+    mainFields: ['module'],
+    conditions: ['browser'],
+    charset: 'ascii',
+    sourcemap: 'linked',
+    legalComments: 'none',
+    banner: { js: `/* gateway client ${version}, MIT; contains engine.io-client, MIT */` },
+    define: { __VERSION__: JSON.stringify(version) },
+    plugins: [onlyWhatIsUsed],
+    write: false,
+  });
+  return outputFiles;
+}
+
+async function isCurrent(file) {
+  const committed = await readFile(file.path).catch((error) => {
+    if (error.code !== 'ENOENT') throw error;
+    return Buffer.alloc(0);
+  });
+  return committed.equals(file.contents);
+}
+
+const files = await bundle();
+const script = files.find((file) => file.path === target).contents;
+const packed = gzipSync(script, { level: 9 }).length;
+
+if (process.argv.includes('--check')) {
+  for (const file of files) {
+    if (await isCurrent(file)) continue;
+    console.error(`${file.path} is not what client/src builds: run "npm run build" in client/`);
+    process.exitCode = 1;
+  }
+} else if (!process.argv.includes('--size')) {
+  for (const file of files) await writeFile(file.path, file.contents);
+}
+
+console.log(`client.js: ${script.length} bytes, ${packed} gzipped (limit ${LIMIT_BYTES})`);
+if (packed > LIMIT_BYTES) process.exitCode = 1;

@@ -1,0 +1,119 @@
+// One virtual WebSocket inside a session: opening, open, closing, over.
+// Decides what a channel may send and what it reports. Does not know connections, nor the DOM.
+
+import * as frames from './frames.js';
+
+/** Longest wait for the answer to our close; browsers wait about as long for a close frame. */
+export const CLOSE_WAIT_MS = 5000;
+
+export const ABNORMAL = Object.freeze({ code: 1006, reason: '', clean: false });
+
+// The extra characters around a frame in a polling payload: packet type and separator.
+const PACKET_OVERHEAD = 3;
+
+const textSize = (frame) => frames.utf8Length(frame) + PACKET_OVERHEAD;
+const binarySize = (frame) => Math.ceil(frame.length / 3) * 4 + PACKET_OVERHEAD;
+
+/** Bytes that a frame takes on the wire that needs most of them: polling, binary as base64. */
+export const wireSize = (frame) =>
+  typeof frame === 'string' ? textSize(frame) : binarySize(frame);
+
+/**
+ * `sink` hears what happens, at most once each except `message`:
+ * `accept(protocol)`, `message(string | Uint8Array)`, `close({code, reason, clean, failed})`.
+ * After `close` it hears nothing. `failed` says that the socket also reports an error.
+ */
+export class Channel {
+  state = 'opening';
+  #session;
+  #sink;
+  #offered;
+  #asked = null;
+  #timer = null;
+
+  constructor(session, number, { url, protocols, sink }) {
+    this.number = number;
+    this.#session = session;
+    this.#sink = sink;
+    this.#offered = protocols;
+    this.#control('open', { url, protocols });
+  }
+
+  /** Send text or bytes; `flushed()` is called when they have left for the network. */
+  send(data, flushed) {
+    if (this.state !== 'open') return;
+    const isText = typeof data === 'string';
+    const frame = isText ? frames.text(this.number, data) : frames.binary(this.number, data);
+    const size = wireSize(frame);
+    const problem = this.#session.refusal(size);
+    if (problem) this.#giveUp(problem);
+    else this.#session.push({ frame, size, channel: this.number, flushed });
+  }
+
+  /** Close as `WebSocket.close()` does; `fields` is `{}`, `{code}` or `{code, reason}`. */
+  close(fields) {
+    if (this.state === 'opening') this.#cancel(fields);
+    else if (this.state === 'open') this.#begin(fields);
+  }
+
+  /** The connection has failed this channel for good: error if it never opened, then 1006. */
+  fail(end = ABNORMAL) {
+    if (this.state === 'over') return;
+    const failed = this.state === 'opening';
+    this.#end({ ...(failed ? ABNORMAL : end), failed });
+  }
+
+  /** A frame of this channel has come from the gateway. */
+  receive(frame) {
+    if (frame.kind === 'accept') this.#accept(frame.fields.protocol);
+    else if (frame.kind === 'refuse') this.fail();
+    else if (frame.kind === 'close') this.#closed(frame.fields);
+    else if (this.state === 'open') this.#sink.message(frame.text ?? frame.data);
+  }
+
+  #accept(protocol) {
+    if (this.state !== 'opening') throw new frames.ProtocolError('accepted twice');
+    // A browser fails a handshake that answers an offer with nothing, or with something else.
+    const fits = this.#offered.length ? this.#offered.includes(protocol) : protocol === '';
+    if (!fits) return this.#giveUp({ code: 1002, reason: 'subprotocol not offered' });
+    this.state = 'open';
+    this.#sink.accept(protocol);
+  }
+
+  #closed(fields) {
+    if (this.state === 'opening') throw new frames.ProtocolError('closed before accepted');
+    if (this.state === 'open') this.#control('close', fields);
+    const { code = 1005, reason = '' } = this.#asked && !('code' in fields) ? this.#asked : fields;
+    this.#end({ code, reason, clean: code !== 1006, failed: false });
+  }
+
+  #begin(fields) {
+    this.state = 'closing';
+    this.#asked = fields;
+    this.#control('close', fields);
+    this.#timer = this.#session.clock.setTimeout(() => this.fail(), CLOSE_WAIT_MS);
+  }
+
+  #cancel(fields) {
+    this.#session.cancel(this.number, () => this.#control('close', fields));
+    this.fail();
+  }
+
+  #giveUp(fields) {
+    this.#session.cancel(this.number, () => this.#control('close', fields));
+    this.#end({ ...ABNORMAL, ...(fields.report ?? {}), failed: true });
+  }
+
+  #end(end) {
+    this.state = 'over';
+    this.#session.clock.clearTimeout(this.#timer);
+    this.#session.forget(this.number);
+    this.#sink.close(end);
+  }
+
+  #control(kind, fields) {
+    const frame = frames.control(kind, fields, this.number);
+    const opens = kind === 'open';
+    this.#session.push({ frame, size: wireSize(frame), channel: this.number, opens });
+  }
+}

@@ -1,0 +1,669 @@
+// The session against a scripted gateway and a clock that only the test moves.
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { CLOSE_WAIT_MS } from '../src/channel.js';
+import { MAX_CHANNEL } from '../src/frames.js';
+import { LOST_BUFFER_BYTES, Session, TIMING, retryDelay } from '../src/session.js';
+import { FakeClock } from './support/clock.js';
+import { FakeNetwork, welcome } from './support/wire.js';
+
+function setup({ random = 0.5 } = {}) {
+  const clock = new FakeClock();
+  const network = new FakeNetwork();
+  const told = [];
+  const tell = (type, detail) => type !== 'status' && told.push([type, detail]);
+  const session = new Session({ connect: network.connect, clock, random: () => random, tell });
+  return { clock, network, told, session };
+}
+
+function openSocket(session, { url = '/x', protocols = [] } = {}) {
+  const heard = [];
+  const sink = {
+    accept: (protocol) => heard.push(['accept', protocol]),
+    message: (data) => heard.push(['message', data]),
+    close: ({ code, reason, clean, failed }) => heard.push(['close', code, reason, clean, failed]),
+  };
+  return { channel: session.open({ url, protocols, sink }), heard };
+}
+
+/** One accepted channel on an open session. `link` is the connection. */
+function opened(options) {
+  const parts = setup(options);
+  const socket = openSocket(parts.session);
+  const { link } = parts.network;
+  link.open();
+  link.receive(welcome());
+  parts.clock.settle();
+  link.drain();
+  link.receive('A1{"protocol":""}');
+  socket.heard.splice(0);
+  parts.told.splice(0);
+  link.read();
+  parts.clock.pass(TIMING.steadyMs);
+  link.drain();
+  link.read();
+  return { ...parts, ...socket, link };
+}
+
+/** Lose the connection, and let the first retry begin. Returns the new, open connection. */
+function reconnected({ clock, network, link }) {
+  link.close();
+  clock.pass(TIMING.firstRetryMs);
+  network.link.open();
+  return network.link;
+}
+
+const FAILED = ['close', 1006, '', false, true];
+const LOST = ['close', 1006, '', false, false];
+
+// ---- hello and welcome ----------------------------------------------------------------------
+
+test('starts with the first socket, and says nothing but hello before the welcome', () => {
+  const { clock, network, session } = setup();
+  assert.equal(session.state, 'idle');
+  openSocket(session, { url: '/chat?room=7', protocols: ['a', 'b'] });
+  assert.equal(session.state, 'connecting');
+  const { link } = network;
+  clock.settle();
+  assert.deepEqual(link.read(), []);
+  link.open();
+  clock.settle();
+  assert.deepEqual(link.read(), ['H{"v":1}']);
+  link.receive(welcome());
+  clock.settle();
+  assert.equal(session.state, 'open');
+  assert.equal(session.id, 's1');
+  assert.deepEqual(link.read(), ['O1{"url":"/chat?room=7","protocols":["a","b"]}']);
+});
+
+test('sockets of a page share one connection', () => {
+  const { network, session } = setup();
+  openSocket(session);
+  openSocket(session);
+  assert.equal(network.links.length, 1);
+});
+
+test('what one task sends travels in one batch, within the budget of the connection', () => {
+  const { clock, channel, link } = opened();
+  for (const text of ['a', 'b', 'c']) channel.send(text);
+  clock.settle();
+  assert.deepEqual(link.read(), ['1:a', '1:b', '1:c']);
+  channel.send('x'.repeat(600));
+  channel.send('y'.repeat(600));
+  clock.settle();
+  assert.deepEqual(link.read(), []);
+  link.drain();
+  assert.equal(link.read().length, 1);
+  link.drain();
+  assert.equal(link.read().length, 1);
+});
+
+test('text and binary keep their order', () => {
+  const { clock, channel, link } = opened();
+  channel.send('a');
+  channel.send(new Uint8Array([7]));
+  channel.send('b\x1e');
+  clock.settle();
+  assert.deepEqual(link.read(), ['1:a', new Uint8Array([1, 7]), '1;b\\e']);
+});
+
+// ---- resume ---------------------------------------------------------------------------------
+
+test('a lost connection is resumed, and exactly what was lost is sent again', () => {
+  const parts = opened();
+  const { clock, channel, link, heard, told, session } = parts;
+  for (const text of ['a', 'b', 'c']) channel.send(text);
+  clock.settle();
+  link.close();
+  assert.equal(session.state, 'lost');
+  channel.send('d');
+  clock.pass(TIMING.firstRetryMs);
+  const next = parts.network.link;
+  next.open();
+  assert.deepEqual(next.hello(), { v: 1, session: 's1', token: 't1', epoch: 'e1', received: 1 });
+  // The gateway has O1 and a.
+  next.receive(welcome({ resumed: true, received: 2, token: 't2' }));
+  clock.settle();
+  assert.deepEqual(next.read(), ['1:b', '1:c', '1:d']);
+  assert.deepEqual(heard, []);
+  assert.deepEqual(told.map(([type]) => type), ['transport']);
+});
+
+test('the next resume uses the newest token and counts what came since', () => {
+  const parts = opened();
+  const second = reconnected(parts);
+  second.read();
+  second.receive(welcome({ resumed: true, received: 1, token: 't2' }), '1:x', '1:y');
+  parts.clock.pass(TIMING.steadyMs);
+  const third = reconnected({ ...parts, link: second });
+  assert.deepEqual(third.hello(), { v: 1, session: 's1', token: 't2', epoch: 'e1', received: 3 });
+});
+
+test('each message is delivered once, across connections', () => {
+  const parts = opened();
+  const { link, heard } = parts;
+  link.receive('1:one', new Uint8Array([1, 9]).buffer);
+  const next = reconnected(parts);
+  next.receive(welcome({ resumed: true, received: 1 }), '1:two');
+  assert.deepEqual(heard, [['message', 'one'], ['message', new Uint8Array([9])], ['message', 'two']]);
+});
+
+test('a connection that dies in the middle of the replay is no harm', () => {
+  const parts = opened();
+  const { clock, channel, network } = parts;
+  for (const text of ['a', 'b']) channel.send(text);
+  clock.settle();
+  const second = reconnected(parts);
+  second.receive(welcome({ resumed: true, received: 1 }));
+  clock.settle();
+  second.close();
+  clock.pass(TIMING.backoffMaxMs);
+  network.link.open();
+  network.link.read();
+  network.link.receive(welcome({ resumed: true, received: 2 }));
+  clock.settle();
+  assert.deepEqual(network.link.read(), ['1:b']);
+});
+
+test('a welcome that counts more than we ever sent is not believed', () => {
+  const parts = opened();
+  const next = reconnected(parts);
+  next.receive(welcome({ resumed: true, received: 9 }));
+  assert.deepEqual(parts.heard, [LOST]);
+  assert.ok(next.dropped);
+  parts.clock.pass(TIMING.backoffMaxMs);
+  parts.network.link.open();
+  assert.deepEqual(parts.network.link.hello(), { v: 1 });
+});
+
+// ---- state lost -----------------------------------------------------------------------------
+
+test('state lost: known channels end with 1006, unwritten opens are carried over', () => {
+  const parts = opened();
+  const { clock, session, link, heard, told } = parts;
+  const connecting = openSocket(session);
+  clock.settle();
+  link.close();
+  const fresh = openSocket(session, { url: '/fresh' });
+  const given = openSocket(session);
+  given.channel.close({});
+  clock.pass(TIMING.firstRetryMs);
+  const next = parts.network.link;
+  next.open();
+  next.read();
+  next.receive(welcome({ session: 's2' }));
+  clock.settle();
+  assert.deepEqual(heard, [LOST]);
+  assert.deepEqual(connecting.heard, [FAILED]);
+  assert.deepEqual(given.heard, [FAILED]);
+  assert.deepEqual(fresh.heard, []);
+  assert.deepEqual(next.read(), ['O3{"url":"/fresh","protocols":[]}']);
+  assert.deepEqual(told.find(([type]) => type === 'gap'), ['gap', { closed: 2 }]);
+  next.receive('A3{"protocol":""}');
+  next.receive('+1');
+  assert.deepEqual(fresh.heard, [['accept', '']]);
+  assert.equal(session.id, 's2');
+});
+
+test('after state lost both sides count anew', () => {
+  const parts = opened();
+  const { clock, network, session, link } = parts;
+  link.receive('1:x', '1:y');
+  const second = reconnected(parts);
+  second.receive(welcome({ session: 's2' }));
+  openSocket(session);
+  clock.settle();
+  second.receive('A2{"protocol":""}');
+  clock.pass(TIMING.steadyMs);
+  second.close();
+  clock.pass(TIMING.firstRetryMs);
+  network.link.open();
+  const { session: id, received } = network.link.hello();
+  assert.deepEqual([id, received], ['s2', 1]);
+});
+
+test('a bad frame ends the session, not the page', () => {
+  for (const bad of ['?', 'H{"v":1}', 'B', 'O1{"url":"/","protocols":[]}', '9:x', '+99', 'A1{"protocol":""}']) {
+    const { clock, network, link, heard } = opened();
+    link.receive(bad);
+    assert.deepEqual(heard, [LOST], bad);
+    clock.pass(TIMING.firstRetryMs);
+    network.link.open();
+    assert.deepEqual(network.link.hello(), { v: 1 }, bad);
+  }
+});
+
+test('anything before the welcome is an error', () => {
+  const { network, session, told } = setup();
+  openSocket(session);
+  network.link.open();
+  network.link.receive('+0');
+  assert.ok(network.link.dropped);
+  assert.equal(session.state, 'lost');
+  assert.deepEqual(told.map(([type]) => type), ['lost']);
+});
+
+test('the gateway ends the session and lets us begin again', () => {
+  const { clock, network, link, heard, told, session } = opened();
+  link.receive('X{"code":1012,"reason":"server restarts","retry":true}');
+  assert.deepEqual(heard, [['close', 1012, 'server restarts', true, false]]);
+  assert.deepEqual(told, [['gap', { closed: 1 }]]);
+  assert.equal(session.state, 'lost');
+  clock.pass(TIMING.backoffMs);
+  network.link.open();
+  assert.deepEqual(network.link.hello(), { v: 1 });
+});
+
+test('the gateway ends the session for good: nothing is tried until somebody asks', () => {
+  const { clock, network, link, heard, told, session } = opened();
+  link.receive('X{"code":4001,"reason":"banned","retry":false}');
+  assert.deepEqual(heard, [['close', 4001, 'banned', true, false]]);
+  assert.deepEqual(told[0], ['gone', { code: 4001, reason: 'banned' }]);
+  assert.equal(session.state, 'gone');
+  const late = openSocket(session);
+  clock.pass(3_600_000);
+  assert.deepEqual(late.heard, [FAILED]);
+  assert.equal(network.links.length, 1);
+  session.retry();
+  assert.equal(network.links.length, 2);
+  network.link.open();
+  network.link.receive(welcome());
+  clock.settle();
+  assert.deepEqual(network.link.read(), ['H{"v":1}']);
+});
+
+// ---- reconnecting ---------------------------------------------------------------------------
+
+test('the delays stay within their bounds', () => {
+  for (const random of [0, 0.3, 0.999]) {
+    const first = retryDelay(0, random);
+    assert.ok(first >= 0 && first <= TIMING.firstRetryMs);
+    for (let attempt = 1; attempt < 40; attempt++) {
+      const ceiling = Math.min(10_000, 500 * 2 ** (attempt - 1));
+      const delay = retryDelay(attempt, random);
+      assert.ok(delay >= 250 && delay <= Math.max(250, ceiling), `${attempt}: ${delay}`);
+    }
+  }
+  assert.ok(retryDelay(20, 0.999) > 9000);
+});
+
+test('a quick resume is silent', () => {
+  const parts = opened();
+  const next = reconnected(parts);
+  next.receive(welcome({ resumed: true, received: 1 }));
+  parts.clock.pass(10_000);
+  assert.deepEqual(parts.told.map(([type]) => type), ['transport']);
+});
+
+test('lost is told when the first attempt has failed, once, and back when it is over', () => {
+  const { clock, network, link, told, session } = opened();
+  link.close('silence');
+  assert.deepEqual(told, []);
+  clock.pass(TIMING.firstRetryMs);
+  network.link.close('server');
+  assert.equal(told.length, 1);
+  const [type, { reason, retryIn }] = told[0];
+  assert.deepEqual([type, reason], ['lost', 'server']);
+  assert.ok(retryIn >= 250 && retryIn <= 500);
+  assert.equal(session.retryAt, clock.wall() + retryIn);
+  clock.pass(500);
+  network.link.close();
+  assert.equal(told.length, 1);
+  clock.pass(2000);
+  network.link.open();
+  network.link.receive(welcome({ resumed: true, received: 1 }));
+  assert.ok(told.some(([event, detail]) => event === 'back' && detail.resumed === true));
+  assert.equal(session.retryAt, null);
+});
+
+test('lost is told after one second, though the first attempt still runs', () => {
+  const { clock, link, told } = opened();
+  link.close();
+  clock.pass(TIMING.quietMs - 1);
+  assert.deepEqual(told, []);
+  clock.pass(1);
+  assert.deepEqual(told, [['lost', { reason: 'network', retryIn: 0 }]]);
+});
+
+test('an attempt that gets no welcome is given up', () => {
+  const { clock, network, session } = setup();
+  openSocket(session);
+  network.link.open();
+  clock.pass(TIMING.attemptMs - 1);
+  assert.equal(network.link.dropped, false);
+  clock.pass(1);
+  assert.ok(network.links[0].dropped);
+  assert.equal(session.reason, 'timeout');
+});
+
+test('never more than one connection, and it is tried for ever', () => {
+  const { clock, network, session } = setup();
+  openSocket(session);
+  for (let i = 0; i < 50; i++) {
+    assert.equal(network.links.length, i + 1);
+    network.link.close();
+    clock.pass(TIMING.backoffMaxMs);
+  }
+});
+
+test('retry tries at once, in the place of an attempt under way', () => {
+  const { clock, network, session } = setup();
+  openSocket(session);
+  network.link.close();
+  session.retry();
+  assert.equal(network.links.length, 2);
+  session.retry();
+  assert.ok(network.links[1].dropped);
+  assert.equal(network.links.length, 3);
+  clock.pass(5000);
+  assert.equal(network.links.length, 3);
+});
+
+test('a gateway that welcomes and hangs up at once is not stormed', () => {
+  const { clock, network, session } = setup({ random: 0.999 });
+  openSocket(session);
+  for (let i = 0; i < 8; i++) {
+    network.link.open();
+    network.link.receive(welcome());
+    network.link.close();
+    clock.pass(retryDelay(i + 1, 0.999));
+  }
+  const { length } = network.links;
+  network.link.close();
+  clock.pass(TIMING.backoffMaxMs / 2);
+  assert.equal(network.links.length, length);
+});
+
+test('giving up a connection on purpose resumes silently', () => {
+  const { clock, network, link, told, session } = opened();
+  session.reconnect();
+  assert.ok(link.dropped);
+  clock.pass(TIMING.firstRetryMs);
+  network.link.open();
+  assert.equal(network.link.hello().session, 's1');
+  assert.deepEqual(told, []);
+});
+
+// ---- acks -----------------------------------------------------------------------------------
+
+test('an ack is sent after one second', () => {
+  const { clock, link } = opened();
+  link.receive('1:x');
+  clock.pass(999);
+  assert.deepEqual(link.read(), []);
+  link.receive('1:y');
+  clock.pass(1);
+  assert.deepEqual(link.read(), ['+3']);
+  link.drain();
+  clock.pass(5000);
+  assert.deepEqual(link.read(), []);
+});
+
+test('an ack is sent at once after 64 frames', () => {
+  const { clock, link } = opened();
+  for (let i = 0; i < 63; i++) link.receive('1:x');
+  clock.settle();
+  assert.deepEqual(link.read(), []);
+  link.receive('1:x');
+  clock.settle();
+  assert.deepEqual(link.read(), ['+65']);
+});
+
+test('an ack is sent at once after 32 kB', () => {
+  const { clock, link } = opened();
+  link.receive(`1:${'x'.repeat(32 * 1024)}`);
+  clock.settle();
+  assert.deepEqual(link.read(), ['+2']);
+});
+
+test('an ack that is due while a batch is under way follows it', () => {
+  const { clock, channel, link } = opened();
+  channel.send('a');
+  clock.settle();
+  link.read();
+  for (let i = 0; i < 64; i++) link.receive('1:x');
+  clock.settle();
+  assert.deepEqual(link.read(), []);
+  link.drain();
+  assert.deepEqual(link.read(), ['+65']);
+});
+
+test('on polling an ack travels with data, on a websocket it waits', () => {
+  const { clock, channel, link } = opened();
+  link.receive('1:x');
+  channel.send('a');
+  clock.settle();
+  assert.deepEqual(link.read(), ['+2', '1:a']);
+  link.drain();
+  link.become('websocket', 'works');
+  link.receive('1:y');
+  channel.send('b');
+  clock.settle();
+  assert.deepEqual(link.read(), ['1:b']);
+});
+
+test('an ack of the gateway frees memory, and a replay leaves out what it covers', () => {
+  const parts = opened();
+  const { clock, channel, link } = parts;
+  channel.send('a');
+  channel.send('b');
+  clock.settle();
+  link.drain();
+  link.receive('+2');
+  const next = reconnected(parts);
+  next.read();
+  next.receive(welcome({ resumed: true, received: 2 }));
+  clock.settle();
+  assert.deepEqual(next.read(), ['1:b']);
+});
+
+// ---- channels -------------------------------------------------------------------------------
+
+test('a refusal is an error and 1006', () => {
+  const { clock, network, session } = setup();
+  const { heard } = openSocket(session);
+  network.link.open();
+  network.link.receive(welcome(), 'R1{"status":404,"reason":"no such route"}');
+  clock.settle();
+  assert.deepEqual(heard, [FAILED]);
+});
+
+for (const [offered, chosen] of [[['a'], ''], [['a'], 'b'], [[], 'a']]) {
+  test(`offered ${JSON.stringify(offered)}, answered "${chosen}": the handshake fails`, () => {
+    const { clock, network, session } = setup();
+    const { heard } = openSocket(session, { protocols: offered });
+    const { link } = network;
+    link.open();
+    link.receive(welcome());
+    clock.settle();
+    link.drain();
+    link.read();
+    link.receive(`A1${JSON.stringify({ protocol: chosen })}`);
+    clock.settle();
+    assert.deepEqual(heard, [FAILED]);
+    assert.match(link.read().at(-1), /^C1\{"code":1002,/);
+  });
+}
+
+for (const [asked, answer, code, reason] of [
+  [{}, {}, 1005, ''],
+  [{ code: 1000 }, { code: 1000 }, 1000, ''],
+  [{ code: 4000, reason: 'x' }, {}, 4000, 'x'],
+  [{ code: 4000 }, { code: 4999, reason: 'crossed' }, 4999, 'crossed'],
+]) {
+  test(`we close with ${JSON.stringify(asked)}, answer ${JSON.stringify(answer)}: ${code}`, () => {
+    const { clock, channel, link, heard } = opened();
+    channel.send('last');
+    channel.close(asked);
+    channel.send('too late');
+    clock.settle();
+    assert.deepEqual(link.read(), ['1:last', `C1${JSON.stringify(asked)}`]);
+    link.receive('1:ignored', `C1${JSON.stringify(answer)}`, '1:also');
+    assert.deepEqual(heard, [['close', code, reason, true, false]]);
+  });
+}
+
+for (const [fields, code, clean] of [
+  [{ code: 1000, reason: 'done' }, 1000, true],
+  [{ code: 10000 }, 10000, true],
+  [{}, 1005, true],
+  [{ code: 1006 }, 1006, false],
+]) {
+  test(`the application closes with ${JSON.stringify(fields)}: ${code}, and we answer`, () => {
+    const { clock, link, heard } = opened();
+    link.receive(`C1${JSON.stringify(fields)}`);
+    clock.settle();
+    assert.deepEqual(heard, [['close', code, fields.reason ?? '', clean, false]]);
+    assert.deepEqual(link.read().at(-1), `C1${JSON.stringify(fields)}`);
+  });
+}
+
+test('a close that is never answered ends with 1006', () => {
+  const { clock, channel, heard } = opened();
+  channel.close({ code: 1000 });
+  clock.pass(CLOSE_WAIT_MS);
+  assert.deepEqual(heard, [LOST]);
+});
+
+test('closing before the accept: error and 1006, and the gateway is told', () => {
+  const { clock, network, session } = setup();
+  const { channel, heard } = openSocket(session);
+  const { link } = network;
+  link.open();
+  link.receive(welcome());
+  clock.settle();
+  link.drain();
+  link.read();
+  channel.close({ code: 1000 });
+  clock.settle();
+  assert.deepEqual(heard, [FAILED]);
+  assert.deepEqual(link.read(), ['C1{"code":1000}']);
+  link.receive('A1{"protocol":""}', 'C1{"code":1000}');
+  assert.equal(session.state, 'open');
+  assert.deepEqual(heard, [FAILED]);
+});
+
+test('what is sent while the connection is away is limited; the channel pays, not the session', () => {
+  const parts = opened();
+  const { clock, channel, link, heard, session } = parts;
+  const other = openSocket(session);
+  clock.settle();
+  link.drain();
+  link.receive('A2{"protocol":""}');
+  link.close();
+  for (let sent = 0; sent <= LOST_BUFFER_BYTES; sent += 1500) channel.send('x'.repeat(1500));
+  assert.deepEqual(heard, [['close', 1006, '', false, true]]);
+  clock.pass(TIMING.firstRetryMs);
+  const next = parts.network.link;
+  next.open();
+  next.read();
+  next.receive(welcome({ resumed: true, received: 2 }));
+  clock.settle();
+  const [close] = next.read();
+  assert.match(close, /^C1\{"code":1008/);
+  assert.deepEqual(other.heard, [['accept', '']]);
+});
+
+test('a message that no POST can carry ends its channel with 1009', () => {
+  const { clock, channel, link, heard } = opened();
+  channel.send('x'.repeat(link.maxPayload));
+  clock.settle();
+  assert.deepEqual(heard, [['close', 1009, '', false, true]]);
+  assert.match(link.read()[0], /^C1\{"code":1009/);
+});
+
+test('a message counts as flushed when its batch has left', () => {
+  const { clock, channel, link } = opened();
+  let flushed = 0;
+  channel.send('a', () => flushed++);
+  clock.settle();
+  assert.equal(flushed, 0);
+  link.drain();
+  assert.equal(flushed, 1);
+  link.receive('+2');
+  assert.equal(flushed, 1);
+});
+
+test('a connection that has no room yet gets nothing more', () => {
+  const { clock, channel, link } = opened();
+  channel.send('a');
+  clock.settle();
+  link.read();
+  // The connection's own buffer is empty, but the browser's is not.
+  link.writable = true;
+  channel.send('b');
+  clock.settle();
+  assert.deepEqual(link.read(), []);
+  link.drain();
+  assert.deepEqual(link.read(), ['1:b']);
+});
+
+test('the limit for a lost connection is none for a good one', () => {
+  const { clock, channel, link, heard } = opened();
+  link.maxPayload = 3 * LOST_BUFFER_BYTES;
+  channel.send('x'.repeat(LOST_BUFFER_BYTES + 1));
+  clock.settle();
+  assert.equal(link.read().length, 1);
+  assert.deepEqual(heard, []);
+});
+
+test('channel numbers are used up once', () => {
+  const { session } = setup();
+  assert.equal(session.exhausted, false);
+  for (let i = 0; i < MAX_CHANNEL; i++) openSocket(session).channel.close({});
+  assert.equal(session.exhausted, true);
+});
+
+// ---- the page -------------------------------------------------------------------------------
+
+test('one minute after the last socket the session is ended politely', () => {
+  const { clock, channel, link, network, session } = opened();
+  channel.close({});
+  link.receive('C1{}');
+  clock.pass(TIMING.idleMs - 1);
+  assert.equal(link.ended, null);
+  clock.pass(1);
+  assert.equal(link.ended, 'B');
+  assert.equal(session.state, 'idle');
+  assert.equal(session.id, null);
+  clock.pass(3_600_000);
+  assert.equal(network.links.length, 1);
+  openSocket(session);
+  network.link.open();
+  assert.deepEqual(network.link.hello(), { v: 1 });
+});
+
+test('a new socket within the minute keeps the session', () => {
+  const { clock, channel, link, session } = opened();
+  channel.close({});
+  link.receive('C1{}');
+  clock.pass(TIMING.idleMs - 1);
+  openSocket(session);
+  clock.pass(TIMING.idleMs);
+  assert.equal(link.ended, null);
+});
+
+test('leaving the page says bye; coming back from the cache resumes at once', () => {
+  const { clock, network, link, heard, told, session } = opened();
+  session.hide();
+  assert.equal(link.left, 'B');
+  assert.ok(link.dropped);
+  session.retry();
+  clock.pass(3_600_000);
+  assert.equal(network.links.length, 1);
+  session.show();
+  assert.equal(network.links.length, 2);
+  network.link.open();
+  assert.equal(network.link.hello().session, 's1');
+  network.link.receive(welcome({ resumed: true, received: 1 }));
+  assert.deepEqual(heard, []);
+  assert.deepEqual(told.map(([type]) => type), ['transport']);
+});
+
+test('a change of transport is told, with its reason', () => {
+  const { link, told, session } = opened();
+  link.become('websocket', 'WebSocket works.');
+  assert.deepEqual(told, [['transport', { transport: 'websocket', why: 'WebSocket works.' }]]);
+  assert.equal(session.transport, 'websocket');
+});

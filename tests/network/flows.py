@@ -1,0 +1,182 @@
+"""One TCP connection through a middlebox: read as HTTP requests on the browser's side, bytes on the other.
+
+Decides where one request ends and the next begins, and which one asks for an upgrade. What is done
+with them is the business of the middlebox. Knows nothing of Engine.IO and nothing of WebSocket frames.
+"""
+
+import asyncio
+import contextlib
+import re
+import socket
+import struct
+from collections.abc import AsyncIterator
+
+LIMIT = 256 * 1024
+"""Bytes of the head of a request or an answer, and of one read."""
+
+_END = b"\r\n\r\n"
+_UPGRADE = re.compile(rb"^upgrade:\s*websocket", re.IGNORECASE | re.MULTILINE)
+_LENGTH = re.compile(rb"^content-length:\s*(\d+)", re.IGNORECASE | re.MULTILINE)
+_CHUNKED = re.compile(rb"^transfer-encoding:.*chunked", re.IGNORECASE | re.MULTILINE)
+_RESET = struct.pack("ii", 1, 0)
+
+
+def wants_upgrade(head: bytes) -> bool:
+    """Whether a request asks to become a WebSocket."""
+    return bool(_UPGRADE.search(head))
+
+
+def content_length(head: bytes) -> int:
+    """Bytes of the body, as far as the head says; 0 for a chunked one."""
+    found = _LENGTH.search(head)
+    return int(found.group(1)) if found else 0
+
+
+async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Passes bytes on until the end, no faster than they are taken, and then the end itself."""
+    while data := await reader.read(LIMIT):
+        writer.write(data)
+        await writer.drain()
+    end_of_stream(writer)
+
+
+async def swallow(reader: asyncio.StreamReader) -> None:
+    """Takes bytes and drops them, until the end."""
+    while await reader.read(LIMIT):
+        pass
+
+
+def end_of_stream(writer: asyncio.StreamWriter) -> None:
+    """Sends a FIN; reading goes on."""
+    # A peer that has already vanished needs none.
+    with contextlib.suppress(OSError):
+        if not writer.is_closing():
+            writer.write_eof()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Ends a connection by RST: what was not sent yet is lost."""
+    raw = writer.get_extra_info("socket")
+    with contextlib.suppress(OSError):
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    writer.transport.abort()
+
+
+class Flow:
+    """The browser's connection (`reader`, `writer`) and, from its first request on, ours to the upstream."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, upstream: tuple[str, int]
+    ) -> None:
+        self.reader = reader
+        self.writer = writer
+        self._address = upstream
+        self._upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._answers: asyncio.Task[None] | None = None
+
+    async def next_head(self) -> bytes:
+        """The next request, up to and with its empty line; empty when the browser has no more."""
+        try:
+            return await self.reader.readuntil(_END)
+        except asyncio.IncompleteReadError:
+            return b""
+
+    async def body(self, head: bytes) -> AsyncIterator[bytes]:
+        """The body of the request that began with `head`, in parts, framed as it came."""
+        if _CHUNKED.search(head):
+            async for part in self._chunks():
+                yield part
+        left = content_length(head)
+        while left:
+            part = await self.reader.read(min(left, LIMIT))
+            if not part:
+                raise asyncio.IncompleteReadError(b"", left)
+            left -= len(part)
+            yield part
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        size = -1
+        while size:
+            line = await self.reader.readuntil(b"\r\n")
+            size = int(line.split(b";")[0], 16)
+            yield line + await self.reader.readexactly(size + 2 if size else 0)
+        while (line := await self.reader.readuntil(b"\r\n")) != b"\r\n":
+            yield line
+        yield line
+
+    async def send(self, data: bytes) -> None:
+        """Sends bytes of requests upstream; answers flow back by themselves from then on."""
+        if self._upstream is None:
+            self._upstream = await asyncio.open_connection(*self._address, limit=LIMIT)
+            self._answers = asyncio.create_task(self._pass_answers(self._upstream[0]))
+        self._upstream[1].write(data)
+        await self._upstream[1].drain()
+
+    async def finish(self) -> None:
+        """The browser has no more requests: says so upstream, and passes on what is still answered."""
+        if self._upstream and self._answers:
+            end_of_stream(self._upstream[1])
+            await self._answers
+
+    async def upgrade(self, head: bytes) -> bool:
+        """Sends a request to upgrade upstream, on a connection of its own, and passes back the head
+        of its answer, not a byte more. True if that was a 101.
+        """
+        self._leave_upstream()
+        reader, writer = self._upstream = await asyncio.open_connection(*self._address, limit=LIMIT)
+        writer.write(head)
+        answer = await reader.readuntil(_END)
+        self.writer.write(answer)
+        await self.writer.drain()
+        return answer.startswith(b"HTTP/1.1 101 ")
+
+    async def tunnel(self) -> None:
+        """After `upgrade`: bytes in both directions, until both have ended."""
+        assert self._upstream
+        reader, writer = self._upstream
+        await asyncio.gather(pipe(self.reader, writer), pipe(reader, self.writer))
+
+    async def silence(self) -> None:
+        """After `upgrade`: takes what comes from both sides, and keeps both connections."""
+        readers = [self.reader, *([self._upstream[0]] if self._upstream else [])]
+        await asyncio.gather(*map(swallow, readers))
+        await asyncio.Event().wait()
+
+    async def first_byte(self) -> None:
+        """After `upgrade`: until either side has sent something, or has gone."""
+        assert self._upstream
+        reads = [asyncio.create_task(r.read(1)) for r in (self.reader, self._upstream[0])]
+        try:
+            await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for read in reads:
+                read.cancel()
+            await asyncio.gather(*reads, return_exceptions=True)
+
+    def reset(self) -> None:
+        """RST to both sides."""
+        _reset(self.writer)
+        if self._upstream:
+            _reset(self._upstream[1])
+
+    def close(self) -> None:
+        """Ends both connections. Idempotent."""
+        self._leave_upstream()
+        self.writer.close()
+
+    def _leave_upstream(self) -> None:
+        if self._answers:
+            self._answers.cancel()
+            self._answers = None
+        if self._upstream:
+            self._upstream[1].close()
+            self._upstream = None
+
+    async def _pass_answers(self, reader: asyncio.StreamReader) -> None:
+        try:
+            await pipe(reader, self.writer)
+        except OSError:
+            self.reset()
+            return
+        # An upstream that has closed answers no further request on this connection.
+        self.writer.close()

@@ -1,0 +1,304 @@
+"""Each middlebox does what its caption says, and nothing else. Seen from both sides: a small aiohttp
+server behind it, an aiohttp client or a bare socket before it.
+"""
+
+import asyncio
+import contextlib
+import time
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from tests.network.boxes import (
+    BOXES,
+    KillAfter,
+    NeverAnswer,
+    Plain,
+    RefuseUpgrade,
+    ResetAfter101,
+    SilentAfter101,
+    SplitPosts,
+)
+
+BREAKS_WEBSOCKETS = [SilentAfter101, ResetAfter101, RefuseUpgrade, NeverAnswer]
+HANDSHAKE = (
+    b"GET /socket HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+# A masked text frame: "hi".
+HI = bytes([0x81, 0x82, 0, 0, 0, 0]) + b"hi"
+
+
+class Upstream:
+    """Answers POSTs with their body, GETs of /wait when told to, and echoes on /socket."""
+
+    def __init__(self) -> None:
+        self.reads: list[int] = []
+        self.gone = asyncio.Event()
+        self.arrived = asyncio.Event()
+        self.answer = asyncio.Event()
+        app = web.Application(client_max_size=8 * 2**20)
+        app.router.add_post("/echo", self.echo)
+        app.router.add_get("/wait", self.wait)
+        app.router.add_get("/socket", self.socket)
+        self.runner = web.AppRunner(app, handler_cancellation=True)
+
+    async def echo(self, request: web.Request) -> web.Response:
+        body = b""
+        async for part in request.content.iter_any():
+            self.reads.append(len(part))
+            body += part
+        return web.Response(body=body)
+
+    async def wait(self, request: web.Request) -> web.Response:
+        self.arrived.set()
+        try:
+            await self.answer.wait()
+        except asyncio.CancelledError:
+            self.gone.set()
+            raise
+        return web.Response(text="now")
+
+    async def socket(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        self.arrived.set()
+        try:
+            async for message in socket:
+                await socket.send_str(message.data)
+        finally:
+            self.gone.set()
+        return socket
+
+
+@pytest.fixture
+async def upstream():
+    server = Upstream()
+    await server.runner.setup()
+    await web.TCPSite(server.runner, "127.0.0.1", 0).start()
+    yield server
+    await server.runner.cleanup()
+
+
+@pytest.fixture
+async def through(upstream):
+    """`await through(box)` starts a middlebox in front of the server: the URL to use."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(box: Plain) -> str:
+            await stack.enter_async_context(box)
+            host, port = await box.start(*upstream.runner.addresses[0])
+            return f"http://{host}:{port}"
+
+        yield start
+
+
+@pytest.fixture
+async def client():
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session:
+        yield session
+
+
+@pytest.fixture
+async def connect():
+    """`await connect(url)` is a bare TCP connection: (reader, writer)."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def open_connection(url: str):
+            host, port = url.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+
+            async def close():
+                writer.close()
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
+
+            stack.push_async_callback(close)
+            return reader, writer
+
+        yield open_connection
+
+
+async def within(seconds: float, awaitable):
+    async with asyncio.timeout(seconds):
+        return await awaitable
+
+
+@pytest.mark.parametrize("name", BOXES)
+async def test_plain_requests_pass_every_box(name, through, client):
+    box = BOXES[name]()
+    url = await through(box)
+    for size in (0, 1, 300_000):
+        async with client.post(f"{url}/echo", data=bytes(size)) as response:
+            assert (response.status, await response.read()) == (200, bytes(size))
+    assert box.requests == 3
+    assert (box.connections, box.upgrades, box.resets) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("name", BOXES)
+async def test_a_chunked_body_passes_every_box(name, through, client):
+    async def parts():
+        for part in (b"one", b"two" * 1000, b"three"):
+            yield part
+
+    box = BOXES[name]()
+    url = await through(box)
+    for _ in range(2):
+        async with client.post(f"{url}/echo", data=parts()) as response:
+            assert await response.read() == b"one" + b"two" * 1000 + b"three"
+    assert box.requests == 2
+
+
+@pytest.mark.parametrize("name", BOXES)
+async def test_a_waiting_request_that_is_given_up_is_given_up_behind_every_box(
+    name, through, connect, upstream
+):
+    _, writer = await connect(await through(BOXES[name]()))
+    writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+    await within(2, upstream.arrived.wait())
+    writer.close()
+    await within(2, upstream.gone.wait())
+
+
+@pytest.mark.parametrize("name", BOXES)
+async def test_every_box_stops_with_connections_open(name, upstream, connect):
+    box = BOXES[name]()
+    host, port = await box.start(*upstream.runner.addresses[0])
+    reader, writer = await connect(f"http://{host}:{port}")
+    writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+    await within(2, upstream.arrived.wait())
+    await within(2, box.stop())
+    assert await within(2, reader.read()) == b""
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(host, port)
+
+
+@pytest.mark.parametrize("box", [Plain, SplitPosts])
+async def test_a_websocket_works(box, through, client):
+    running = box()
+    url = await through(running)
+    async with client.ws_connect(f"{url}/socket") as socket:
+        for text in ("hi", "x" * 500_000):
+            await socket.send_str(text)
+            assert await socket.receive_str() == text
+    assert (running.upgrades, running.connections) == (1, 1)
+
+
+@pytest.mark.parametrize("box", BREAKS_WEBSOCKETS)
+async def test_no_message_comes_through(box, through, connect, upstream):
+    running = box()
+    reader, writer = await connect(await through(running))
+    writer.write(HANDSHAKE)
+    head = b""
+    with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError):
+        head = await within(0.2, reader.readuntil(b"\r\n\r\n"))
+    assert head.startswith(b"HTTP/1.1 101 ") is (box in (SilentAfter101, ResetAfter101))
+    assert upstream.arrived.is_set() is (box in (SilentAfter101, ResetAfter101))
+    assert running.upgrades == 1
+
+
+async def test_silent_after_101_takes_everything_and_says_nothing(through, connect, upstream):
+    reader, writer = await connect(await through(SilentAfter101()))
+    writer.write(HANDSHAKE)
+    await reader.readuntil(b"\r\n\r\n")
+    # More than the buffers of two sockets hold: a silence that stops reading would block this.
+    writer.write(HI * 1_000_000)
+    await within(5, writer.drain())
+    writer.write_eof()
+    with pytest.raises(TimeoutError):
+        await within(0.2, reader.read(1))
+    assert not upstream.gone.is_set()
+
+
+async def test_reset_after_101_resets_at_the_first_frame(through, connect, upstream):
+    box = ResetAfter101()
+    reader, writer = await connect(await through(box))
+    writer.write(HANDSHAKE)
+    await reader.readuntil(b"\r\n\r\n")
+    with pytest.raises(TimeoutError):
+        await within(0.1, asyncio.shield(reader.read(1)))
+    assert box.resets == 0
+    reader, writer = await connect(await through(box := ResetAfter101()))
+    writer.write(HANDSHAKE)
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(HI)
+    with pytest.raises(ConnectionResetError):
+        await within(2, reader.read(1))
+    await within(2, upstream.gone.wait())
+    assert box.resets == 1
+
+
+async def test_refuse_upgrade_answers_403_with_a_page(through, client):
+    url = await through(RefuseUpgrade())
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await client.ws_connect(f"{url}/socket")
+    assert refused.value.status == 403
+
+
+async def test_never_answer_keeps_the_connection_and_says_nothing(through, connect, upstream):
+    reader, writer = await connect(await through(NeverAnswer()))
+    writer.write(HANDSHAKE)
+    with pytest.raises(TimeoutError):
+        await within(0.2, reader.read(1))
+    assert not upstream.arrived.is_set()
+
+
+@pytest.mark.parametrize("request_", [b"", b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n", HANDSHAKE])
+async def test_kill_after_resets_idle_waiting_and_upgraded_connections(request_, through, connect):
+    box = KillAfter(0.3)
+    url = await through(box)
+    began = time.monotonic()
+    reader, writer = await connect(url)
+    writer.write(request_)
+    with pytest.raises(ConnectionResetError):
+        await within(2, reader.read())
+    assert 0.25 < time.monotonic() - began < 1.5
+    assert box.resets == 1
+
+
+async def test_kill_after_is_told_upstream(through, connect, upstream):
+    _, writer = await connect(await through(KillAfter(0.3)))
+    writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+    await within(2, upstream.gone.wait())
+
+
+async def test_split_posts_arrive_in_several_segments(through, client, upstream):
+    box = SplitPosts(pieces=4, pause=0.02)
+    url = await through(box)
+    body = "größer".encode() * 10
+    async with client.post(f"{url}/echo", data=body) as response:
+        assert await response.read() == body
+    assert box.segments == 4
+    assert upstream.reads == [20, 20, 20, 20]
+
+
+async def test_a_slow_reader_slows_the_sender(connect):
+    """A box holds no more than its buffers: what the reader does not take stays with the sender."""
+    stalled = asyncio.Event()
+
+    async def read_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await stalled.wait()
+        writer.close()
+
+    size = 64 * 2**20
+    server = await asyncio.start_server(read_nothing, "127.0.0.1", 0, limit=1024)
+    async with server, Plain() as box:
+        host, port = await box.start(*server.sockets[0].getsockname())
+        _, writer = await connect(f"http://{host}:{port}")
+        writer.transport.set_write_buffer_limits(high=0)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        writer.write(bytes(size))
+        with pytest.raises(TimeoutError):
+            await within(1, writer.drain())
+        stalled.set()
+        writer.transport.abort()
+
+
+async def test_an_upstream_that_is_down_is_a_reset(connect):
+    async with Plain() as box:
+        host, port = await box.start("127.0.0.1", 1)
+        reader, writer = await connect(f"http://{host}:{port}")
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        with pytest.raises(ConnectionResetError):
+            await within(2, reader.read())

@@ -1,0 +1,257 @@
+"""A client of the session protocol (`docs/protocol.md`) that does what a test says, and no more.
+
+It opens no channel, acknowledges nothing and resumes nothing by itself. Frames are the project's own
+codec: `tests/vectors/` holds that to the bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from typing import Any
+
+import aiohttp
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from gateway.protocol import frames
+from gateway.protocol.packets import MESSAGE, PING, decode_text, message
+from gateway.protocol.payloads import decode_payload, encode_payload
+from tests.support.running import PATIENCE
+
+ENGINE = "/_gateway/engine/"
+Wire = str | bytes
+
+
+class Carrier(ABC):
+    """One Engine.IO connection; `incoming` ends with None."""
+
+    def __init__(self) -> None:
+        self.incoming: asyncio.Queue[Wire | None] = asyncio.Queue()
+        self._reader: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def send(self, frame: Wire) -> None:
+        """Send one frame, in one packet."""
+
+    @abstractmethod
+    async def cut(self) -> None:
+        """Lose the connection as a network loses it: nobody is told."""
+
+
+class WebSocketCarrier(Carrier):
+    """A websocket from the first byte."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        super().__init__()
+        self._socket = socket
+        self._reader = asyncio.create_task(self._read())
+
+    @classmethod
+    async def open(cls, base: str, headers: dict[str, str]) -> WebSocketCarrier:
+        """Connect, and read the open packet."""
+        url = base.replace("http", "ws", 1) + ENGINE + "?EIO=4&transport=websocket"
+        socket = await connect(url, additional_headers=headers, compression=None, max_size=None, proxy=None)
+        opened = await socket.recv()
+        assert isinstance(opened, str)
+        assert opened.startswith("0{")
+        return cls(socket)
+
+    async def send(self, frame: Wire) -> None:
+        await self._socket.send(message(frame))
+
+    async def cut(self) -> None:
+        self._socket.transport.abort()
+        assert self._reader is not None
+        await self._reader
+
+    async def _read(self) -> None:
+        try:
+            async for packet in self._socket:
+                if isinstance(packet, bytes):
+                    self.incoming.put_nowait(packet)
+                    continue
+                kind, data = decode_text(packet)
+                if kind is PING:
+                    await self._socket.send("3")
+                elif kind is MESSAGE:
+                    self.incoming.put_nowait(data)
+        except ConnectionClosed:
+            pass
+        finally:
+            self.incoming.put_nowait(None)
+
+
+class PollingCarrier(Carrier):
+    """GETs one after the other, and POSTs between."""
+
+    def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
+        super().__init__()
+        self._http = http
+        self._url = url
+        self._reader = asyncio.create_task(self._read())
+
+    @classmethod
+    async def open(cls, base: str, headers: dict[str, str]) -> PollingCarrier:
+        """Connect, and read the open packet."""
+        http = aiohttp.ClientSession(headers=headers)
+        url = base + ENGINE + "?EIO=4&transport=polling"
+        async with http.get(url) as answer:
+            body = await answer.text()
+            if answer.status != 200:
+                await http.close()
+                raise ConnectionRefusedError(f"{answer.status} {body}")
+        sid = body.split('"')[3]
+        return cls(http, f"{url}&sid={sid}")
+
+    async def send(self, frame: Wire) -> None:
+        async with self._http.post(self._url, data=encode_payload([message(frame)])) as answer:
+            assert await answer.text() == "ok"
+
+    async def cut(self) -> None:
+        assert self._reader is not None
+        self._reader.cancel()
+        await asyncio.wait([self._reader])
+        await self._http.close()
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                async with self._http.get(self._url) as answer:
+                    if answer.status != 200:
+                        return
+                    await self._receive(await answer.read())
+        except aiohttp.ClientError:
+            pass
+        finally:
+            self.incoming.put_nowait(None)
+
+    async def _receive(self, body: bytes) -> None:
+        for kind, data in decode_payload(body):
+            if kind is PING:
+                async with self._http.post(self._url, data="3"):
+                    pass
+            elif kind is MESSAGE:
+                self.incoming.put_nowait(data)
+
+
+CARRIERS: dict[str, Any] = {"websocket": WebSocketCarrier, "polling": PollingCarrier}
+
+
+class SessionClient:
+    """`welcome` is the last one; `received` counts numbered frames; `unacknowledged` is to be replayed."""
+
+    def __init__(
+        self, base: str, *, transport: str = "websocket", headers: dict[str, str] | None = None
+    ) -> None:
+        self.base = base
+        self.transport = transport
+        self.headers = headers or {}
+        self.received = 0
+        self.acked: list[int] = []
+        self.unacknowledged: list[Wire] = []
+        self.carrier: Any = None
+        self.welcome: Any = None
+        self._carriers: list[Carrier] = []
+        self._dropped = 0
+        self._channel = 0
+
+    async def connect(self, hello: frames.Hello | None = None) -> frames.Welcome:
+        """A new connection, with a hello for a new session or this one."""
+        await self.attach(frames.encode(hello or frames.Hello()))
+        welcome = await self.frame()
+        assert isinstance(welcome, frames.Welcome), welcome
+        self.welcome = welcome
+        return welcome
+
+    async def attach(self, first: Wire) -> None:
+        """A new connection, with any first frame."""
+        self.carrier = await CARRIERS[self.transport].open(self.base, self.headers)
+        self._carriers.append(self.carrier)
+        await self.carrier.send(first)
+
+    def resume_hello(self, **changed: Any) -> frames.Hello:
+        """The hello that asks for this session, or for one that differs in `changed`."""
+        fields = {
+            "session": self.welcome.session,
+            "token": self.welcome.token,
+            "epoch": self.welcome.epoch,
+            "received": self.received,
+            **changed,
+        }
+        return frames.Hello(frames.Resume(**fields))
+
+    async def resume(self) -> frames.Welcome:
+        """Connect again, and send again what the gateway has not received."""
+        welcome = await self.connect(self.resume_hello())
+        if welcome.resumed:
+            self._drop(welcome.received)
+            for frame in self.unacknowledged:
+                await self.carrier.send(frame)
+        return welcome
+
+    async def cut(self) -> None:
+        """Lose the connection. What was received and not read by the test is lost with it."""
+        await self.carrier.cut()
+
+    async def close(self) -> None:
+        """Cut every connection that it ever had."""
+        for carrier in self._carriers:
+            await carrier.cut()
+
+    async def post(self, *numbered: frames.Frame) -> None:
+        """Send numbered frames."""
+        for frame in numbered:
+            wire = frames.encode(frame)
+            self.unacknowledged.append(wire)
+            await self.carrier.send(wire)
+
+    async def open(self, url: str, protocols: tuple[str, ...] = ()) -> int:
+        """Open a channel; its number, once it is accepted."""
+        number = await self.ask(url, protocols)
+        answer = await self.next()
+        assert isinstance(answer, frames.Accept), answer
+        assert answer.channel == number
+        return number
+
+    async def ask(self, url: str, protocols: tuple[str, ...] = ()) -> int:
+        """Ask for a channel; its number."""
+        self._channel += 1
+        await self.post(frames.Open(self._channel, url, protocols))
+        return self._channel
+
+    async def send(self, channel: int, data: Wire) -> None:
+        """A message on a channel."""
+        await self.post(frames.Data(channel, data))
+
+    async def acknowledge(self) -> None:
+        """Send an ack for all that was received."""
+        await self.carrier.send(frames.encode(frames.Ack(self.received)))
+
+    async def next(self) -> frames.Frame | None:
+        """The next numbered frame or end; None when the connection is over. Acks are noted."""
+        while True:
+            frame = await self.frame()
+            if isinstance(frame, frames.Ack):
+                self.acked.append(frame.count)
+                self._drop(frame.count)
+                continue
+            if frame is not None and not isinstance(frame, frames.End):
+                self.received += 1
+            return frame
+
+    async def message(self) -> Wire:
+        """The next frame's message."""
+        frame = await self.next()
+        assert isinstance(frame, frames.Data), frame
+        return frame.data
+
+    async def frame(self) -> frames.Frame | None:
+        """The next frame of any kind; None when the connection is over."""
+        async with asyncio.timeout(PATIENCE):
+            wire = await self.carrier.incoming.get()
+        return None if wire is None else frames.decode(wire)
+
+    def _drop(self, count: int) -> None:
+        del self.unacknowledged[: count - self._dropped]
+        self._dropped = count
