@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from .engine import EngineServer
+__version__ = "0.1.0"
 
-__all__ = ["EngineServer"]
+from .app import Gateway, run_app
+from .application import Refused as Refuse
+from .application import Request
+from .engine import EngineServer
+from .routes.handlers import Handler, Route
+
+__all__ = ["EngineServer", "Gateway", "Handler", "Refuse", "Request", "Route", "__version__", "run_app"]

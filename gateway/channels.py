@@ -22,6 +22,11 @@ from .protocol.reasons import Closing, Reason
 log = logging.getLogger("gateway.application")
 
 
+def short(identity: str) -> str:
+    """Enough of an id to find it again in the log: whoever has all of it has the connection."""
+    return identity[:6] + "…"
+
+
 class ServedChannel(Channel):
     """Call `admit` first, then `deliver` for every message, and `over` at the end."""
 
@@ -74,6 +79,11 @@ class ServedChannel(Channel):
         """Whether the application is so far behind that nothing should be read."""
         return self._mailbox.is_full
 
+    @property
+    def is_overfull(self) -> bool:
+        """Whether it is so far behind, although nothing should have been read, that it has to end."""
+        return self._mailbox.is_overfull
+
     async def admit(self) -> None:
         """Ask the application. Raises `Refused`; an application that fails refuses with 500."""
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -89,7 +99,7 @@ class ServedChannel(Channel):
         """The channel has ended. Only the first call counts."""
         if not self._over:
             self._over = True
-            log.log(closing.reason.value.level, "%s ended: %s", self.id, closing.reason.text)
+            log.log(closing.reason.value.level, "%s ended: %s", short(self.id), closing.reason.text)
             self._mailbox.finish(self._close, closing, limit=self._limit)
 
     async def _open(self, answer: asyncio.Future[None]) -> None:

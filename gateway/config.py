@@ -1,10 +1,12 @@
 """Every setting: its unit, its default, and why it is what it is.
 
-Knows nothing of files or flags (`gateway/cli/`), nor of what is done with a setting.
+Reads them from text; knows nothing of files (`configfile.py`) or flags (`gateway/cli/`), nor of what is
+done with a setting.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,6 +45,7 @@ class Limits:
         1_000  # handshakes of one address without a second request: an office behind one proxy fits
     )
     channels: int = 256  # open virtual WebSockets of one page
+    threads: int = 64  # for blocking handlers; each waits for its turn beyond that
     pings: int = 100  # WebSocket pings per second; a browser cannot send any
     fragments: int = 4_096  # WebSocket frames of one message, empty ones included
 
@@ -79,3 +82,65 @@ class Settings:
     def offered_upgrades(self) -> tuple[str, ...]:
         """What the open packet of a polling connection offers."""
         return (WEBSOCKET,) if self.upgrades and WEBSOCKET in self.transports else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where to listen: a host and port (0: any free one), or the path of a unix socket."""
+
+    host: str = "127.0.0.1"  # nobody else, until somebody decides otherwise
+    port: int = 8000
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds it; "" for a unix socket."""
+        if self.path:
+            return ""
+        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{here}]:{self.port}" if ":" in here else f"http://{here}:{self.port}"
+
+
+_LISTEN = re.compile(r"(?:(?P<host>[^:\[\]\s]*|\[[0-9a-fA-F:.]+\]):)?(?P<port>[0-9]{1,5})")
+
+
+def read_listen(text: str) -> Listen:
+    """`host:port`, `:port` for every address of this machine, `port`, or `unix:/path`.
+
+    Raises `ValueError` with a sentence that says so.
+    """
+    if text.startswith("unix:") and len(text) > len("unix:"):
+        return Listen(path=text.removeprefix("unix:"))
+    found = _LISTEN.fullmatch(text)
+    if found is None or int(found["port"]) > 65535:
+        raise ValueError(f"{text!r} is no address: write 127.0.0.1:8000, :8000 for all, or unix:/path")
+    host = "127.0.0.1" if found["host"] is None else found["host"].strip("[]") or "0.0.0.0"  # noqa: S104
+    return Listen(host, int(found["port"]))
+
+
+_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(ms|s|m|h|)")
+
+
+def read_duration(text: str) -> float:
+    """Seconds: `10`, `10s`, `500ms`, `2m`. Raises `ValueError` with a sentence that says so."""
+    found = _DURATION.fullmatch(text.strip())
+    seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    if not 0.001 <= seconds <= 86_400:
+        raise ValueError(f"{text!r} is no duration: write 10, 10s, 500ms or 2m")
+    return seconds
+
+
+def read_ping(text: str) -> Ping:
+    """A profile's name, or `interval+timeout` as in `10s+5s`. Raises `ValueError`."""
+    if text in PROFILES:
+        return PROFILES[text]
+    interval, plus, timeout = text.partition("+")
+    if not plus:
+        raise ValueError(f"{text!r} is no heartbeat: write {', '.join(PROFILES)}, or 10s+5s")
+    return Ping(read_duration(interval), read_duration(timeout))

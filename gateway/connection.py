@@ -120,23 +120,28 @@ class Connection:
 
     # -- the beginning -----------------------------------------------------------------------------
 
-    def start_polling(self) -> str:
-        """The application has said yes to a GET: the body of its answer."""
+    def start_polling(self, batch: int | None = None) -> str:
+        """The application has said yes to a GET: the body of its answer.
+
+        `batch` is how many packets the client can read at once, if it is known to be few.
+        """
         self._move(Input.ACCEPT_POLLING)
-        self.transport = PollingTransport(self)
+        self.transport = PollingTransport(self, batch)
         now = self._loop.now()
         self._heartbeat = Heartbeat(self.settings.ping.interval, self.settings.ping.timeout, now)
         self._connect_until = now + self.settings.timeouts.connect
         self._loop.schedule(self)
-        return encode_payload([self._open_packet(self.settings.offered_upgrades), *self._take()])
+        return encode_payload([self._open_packet(self.settings.offered_upgrades), *self._take(batch)])
 
     def start_websocket(self, transport: Transport) -> None:
         """The application has said yes to a websocket, which is open."""
-        self._move(Input.ACCEPT_WEBSOCKET)
+        if self._move(Input.ACCEPT_WEBSOCKET) is not Action.START:
+            transport.close(self.reason or Reason.SERVER_CLOSE)  # it has ended meanwhile
+            return
         self.transport = transport
         self._heartbeat = Heartbeat(self.settings.ping.interval, self.settings.ping.timeout, self._loop.now())
         self._loop.schedule(self)
-        transport.write([self._open_packet(()), *self._take()])
+        self._write(transport, [self._open_packet(()), *self._take()])
 
     def _open_packet(self, upgrades: tuple[str, ...]) -> str:
         return open_packet(
@@ -173,7 +178,7 @@ class Connection:
             self._enqueue(packet)
             self._flush_soon()
         elif not self._queue and transport.writable:
-            transport.write([packet])
+            self._write(transport, [packet])
         else:
             self._enqueue(packet)
 
@@ -297,10 +302,12 @@ class Connection:
             self._flush()
 
     def returned(self, transport: Transport, packets: list[Wire]) -> None:
-        """Packets that never left go first again."""
+        """Packets that never left go first again. Their client has gone, and may come back."""
         if transport is self.transport:
             self._queue.extendleft(reversed(packets))
             self._queued_bytes += sum(map(len, packets))
+            self._grace_until = self._loop.now() + self.settings.timeouts.poll_grace
+            self._loop.schedule(self)
 
     def lost(self, transport: Transport, reason: Reason) -> None:
         """A transport is gone, or its peer broke the rules."""
@@ -413,13 +420,20 @@ class Connection:
         self._queue.append(packet)
         self._queued_bytes += len(packet)
 
-    def _take(self) -> list[Wire]:
-        packets = list(self._queue)
-        self._queue.clear()
-        self._queued_bytes = 0
-        waiting, self._drained = self._drained, []
-        for call in waiting:
-            self._loop.soon(call)
+    def _take(self, batch: int | None = None) -> list[Wire]:
+        """Everything that waits, or the first `batch` packets of it."""
+        queue = self._queue
+        if batch is None or len(queue) <= batch:
+            packets = list(queue)
+            queue.clear()
+            self._queued_bytes = 0
+        else:
+            packets = [queue.popleft() for _ in range(batch)]
+            self._queued_bytes -= sum(map(len, packets))
+        if self._drained and not self.congested:
+            waiting, self._drained = self._drained, []
+            for call in waiting:
+                self._loop.soon(call)
         return packets
 
     def _flush_soon(self) -> None:
@@ -435,9 +449,12 @@ class Connection:
         if self.state is State.CLOSING:
             self._say_goodbye(transport)
         elif self._queue:
-            transport.write(self._take())
-            if transport.busy_since is not None:
-                self._loop.schedule(self)
+            self._write(transport, self._take(transport.batch))
+
+    def _write(self, transport: Transport, packets: list[Wire]) -> None:
+        transport.write(packets)
+        if transport.busy_since is not None:
+            self._loop.schedule(self)
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -462,15 +479,23 @@ class Connection:
         elif transport.writable:
             self._say_goodbye(transport)
         elif reason in _POLITE:
-            self._close_until = self._loop.now() + self.settings.timeouts.close
-            self._loop.schedule(self)
+            self._linger()
         else:
             self._abort()
         self.listener.closed(reason)
 
+    def _linger(self) -> None:
+        """Wait for the client to fetch what was sent before."""
+        self._close_until = self._loop.now() + self.settings.timeouts.close
+        self._loop.schedule(self)
+
     def _say_goodbye(self, transport: Transport) -> None:
         assert self.reason is not None
-        packets = self._take()
+        packets = self._take(transport.batch)
+        if self._queue:
+            transport.write(packets)
+            self._linger()
+            return
         transport.write([*packets, CLOSE_WIRE])
         transport.close(self.reason)
         self._finish()
@@ -484,6 +509,7 @@ class Connection:
         if self.state is State.CLOSED:
             return
         self._move(Input.DRAINED)
+        self._take()
         self._loop.gone(self)
 
     def _move(self, happened: Input) -> Action:

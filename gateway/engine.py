@@ -52,13 +52,13 @@ class Client:
     session can be used in both.
     """
 
-    __slots__ = ("channel", "session", "running", "ended")
+    __slots__ = ("channel", "congested", "running", "session")
 
     def __init__(self, channel: EngineChannel) -> None:
         self.channel = channel
         self.session: Any = {}
         self.running: set[asyncio.Task[None]] = set()
-        self.ended = asyncio.Event()
+        self.congested: asyncio.Event | None = None
 
     @property
     def sid(self) -> str:
@@ -186,6 +186,7 @@ class EngineServer(engineio.AsyncServer):
         self._endpoint: EngineEndpoint | None = None
         self._registry: Registry | None = None
         self._stopped = False
+        self._deserted: asyncio.Event | None = None
         self._background: set[asyncio.Future[Any]] = set()
         self._disconnect_arguments = 0
 
@@ -201,7 +202,7 @@ class EngineServer(engineio.AsyncServer):
 
     async def handle_request(self, request: web.Request) -> web.StreamResponse:
         """Answer one aiohttp request."""
-        if self._stopped:
+        if self._stopped and "sid" not in request.query:  # the others come for their last words
             return refusal(RequestRefused(Code.FORBIDDEN, "this server is stopping", 503), close=True)
         if self._endpoint is None:
             self._registry = Registry(self.settings)
@@ -228,10 +229,12 @@ class EngineServer(engineio.AsyncServer):
         self._stopped = True
         if self._registry is not None:
             await self._registry.shutdown(Reason.SHUTDOWN)
+        if not self._clients:
+            return
+        self._deserted = asyncio.Event()
         try:
             async with asyncio.timeout(self.settings.timeouts.drain):
-                for client in self.sockets.copy().values():
-                    await client.ended.wait()
+                await self._deserted.wait()
         except TimeoutError:
             self.logger.warning("%d disconnect handlers have not ended in time", len(self._clients))
 
@@ -311,15 +314,24 @@ class EngineServer(engineio.AsyncServer):
         return client
 
     async def _write(self, client: Client, packet: Wire) -> None:
-        connection = client.connection
-        connection.send(packet)
-        if not connection.congested:
-            return
+        # Only one task waits for room; the others wait for it. So what a task sends in one go stays
+        # together, which a Socket.IO packet and its attachments rely on.
+        while client.congested is not None:
+            await client.congested.wait()
+        client.connection.send(packet)
+        if client.connection.congested:
+            await self._wait_for_room(client)
+
+    async def _wait_for_room(self, client: Client) -> None:
+        client.congested = over = asyncio.Event()
         try:
             async with asyncio.timeout(self.settings.timeouts.send):
                 await client.channel.drain()
         except TimeoutError:
-            connection.close(Reason.SLOW_CONSUMER)
+            client.connection.close(Reason.SLOW_CONSUMER)
+        finally:
+            client.congested = None
+            over.set()
 
     async def disconnect(self, sid: str | None = None) -> None:
         """Disconnect a client, or all of them. What was sent before still goes out.
@@ -455,23 +467,47 @@ class _Events(Application):
         except Exception:  # the application's own code: anything may come out of it
             self._server.logger.exception("message handler error")
 
-    async def close(self, channel: Channel, closing: Closing) -> None:
+    def close(self, channel: Channel, closing: Closing) -> Awaitable[None] | None:
         """Tell the disconnect handler, once the message handlers have ended."""
-        client = self._clients[channel.id]
+        if self._clients[channel.id].running:
+            return self._close_later(channel, closing)
+        answer = None
         try:
-            if client.running:
-                await asyncio.wait(client.running, timeout=self._server.settings.timeouts.handler)
-            handler = self._server.handlers.get("disconnect")
-            if handler is not None:
-                reason = (closing.reason.text,) if self._server._disconnect_arguments == 2 else ()
-                answer = handler(channel.id, *reason)
-                if inspect.isawaitable(answer):
-                    await answer
+            answer = self._disconnected(channel, closing)
+        finally:
+            if answer is None:
+                self._forget(channel.id)
+        return None if answer is None else self._forget_after(channel, answer)
+
+    async def _close_later(self, channel: Channel, closing: Closing) -> None:
+        running = self._clients[channel.id].running
+        try:
+            await asyncio.wait(running, timeout=self._server.settings.timeouts.handler)
+            answer = self._disconnected(channel, closing)
+            if answer is not None:
+                await answer
         finally:
             self._forget(channel.id)
 
+    async def _forget_after(self, channel: Channel, answer: Awaitable[Any]) -> None:
+        try:
+            await answer
+        finally:
+            self._forget(channel.id)
+
+    def _disconnected(self, channel: Channel, closing: Closing) -> Awaitable[Any] | None:
+        """Call the disconnect handler; what there is to await, if anything."""
+        handler = self._server.handlers.get("disconnect")
+        if handler is None:
+            return None
+        reason = (closing.reason.text,) if self._server._disconnect_arguments == 2 else ()
+        answer = handler(channel.id, *reason)
+        return answer if inspect.isawaitable(answer) else None
+
     def _forget(self, sid: str) -> None:
-        self._clients.pop(sid).ended.set()
+        del self._clients[sid]
+        if self._server._deserted is not None and not self._clients:
+            self._server._deserted.set()
 
 
 async def _first(tasks: set[asyncio.Task[None]]) -> None:

@@ -19,6 +19,9 @@ Call = Callable[..., Awaitable[None] | None]
 _tasks: set[asyncio.Task[None]] = set()
 
 
+_OVERFULL = 8  # times the bounds: whoever goes on reading although it is full stops here
+
+
 class Mailbox:
     """`full` and `drained` tell the owner when to stop reading, and when to go on.
 
@@ -60,6 +63,12 @@ class Mailbox:
     def is_full(self) -> bool:
         """Whether the owner should not read."""
         return self._is_full
+
+    @property
+    def is_overfull(self) -> bool:
+        """Whether there is so much more than the bounds allow that something has to end."""
+        calls, size = len(self._waiting), self._bytes
+        return calls >= _OVERFULL * self._max_calls or size >= _OVERFULL * self._max_bytes
 
     def post(self, call: Call, *args: Any, size: int = 0) -> None:
         """Make the call now, or after those that wait."""
@@ -155,7 +164,7 @@ class Mailbox:
 def _start(call: Call, args: tuple[Any, ...]) -> Awaitable[None] | None:
     try:
         return call(*args)
-    except Exception:  # the application's own code: anything may come out of it
+    except (Exception, asyncio.CancelledError):  # the application's own code: anything may come out of it
         log.exception("%s failed", _name(call))
         return None
 

@@ -131,6 +131,15 @@ class Deadlines:
         self._last_tick = now
         if self._watch is not None:
             self._watch.beat()
+        try:
+            self._judge_due(now)
+        finally:  # one item that fails does not end the heartbeat of all others
+            if self._heap:
+                self._arm(self._heap[0][0])
+            else:
+                self._rest()
+
+    def _judge_due(self, now: float) -> None:
         heap = self._heap
         while heap and heap[0][0] <= now:
             when, _, item = heappop(heap)
@@ -141,10 +150,6 @@ class Deadlines:
             if item.deadline < item.scheduled:
                 item.scheduled = item.deadline
                 heappush(heap, (item.scheduled, next(self._order), item))
-        if heap:
-            self._arm(heap[0][0])
-        else:
-            self._rest()
 
 
 class Full(Exception):
@@ -232,7 +237,7 @@ class Registry:
         if self.connections:
             self._empty = self._loop.create_future()
             try:
-                async with asyncio.timeout(_FAREWELL):
+                async with asyncio.timeout(min(_FAREWELL, self.settings.timeouts.close)):
                     await self._empty
             except TimeoutError:
                 log.info("%d clients did not take their leave in time", len(self.connections))

@@ -14,12 +14,13 @@ from math import inf
 
 from .application import Application, Channel, Directory, Request
 from .application import Refused as ApplicationRefused
-from .channels import ServedChannel
+from .channels import ServedChannel, short
 from .config import Settings
 from .protocol import frames
 from .protocol.frames import FrameError
-from .protocol.handshake import Refused
+from .protocol.handshake import POLLING, Refused
 from .protocol.packets import Wire
+from .protocol.paths import read_path
 from .protocol.reasons import Closing, Reason
 from .protocol.replay import Inbox, Outbox, ReplayError
 from .registry import Deadlines
@@ -41,6 +42,9 @@ class SessionChannel(ServedChannel):
         super().__init__(session.id, request, _NOBODY, settings)
         self._session = session
         self._number = number
+        self._accepted = False
+        self._left = False  # the client closed it before it was accepted
+        self._early: list[Wire] = []  # what the application says before the client knows the channel
         self._text_prefix = frames.channel_text(number)
         self._binary_prefix = frames.binary_prefix(number)
 
@@ -59,15 +63,21 @@ class SessionChannel(ServedChannel):
         if self.is_over:
             return
         if isinstance(data, str):
-            self._session.post(frames.text_frame(self._text_prefix, data))
+            self._post(frames.text_frame(self._text_prefix, data))
         else:
-            self._session.post(self._binary_prefix + data)
+            self._post(self._binary_prefix + data)
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         if self.is_over:
             return
-        self._session.post(frames.encode(frames.Close(self._number, code, reason)))
+        self._post(frames.encode(frames.Close(self._number, code, reason)))
         self.over(Closing(Reason.SERVER_CLOSE, code, reason))
+
+    def _post(self, frame: Wire) -> None:
+        if self._accepted:
+            self._session.post(frame)
+        else:
+            self._early.append(frame)
 
     async def open(self, directory: Directory, offered: tuple[str, ...]) -> None:
         """Find who serves it, ask, and tell the client."""
@@ -78,15 +88,22 @@ class SessionChannel(ServedChannel):
             self.serve_by(served.application)
             await self.admit()
         except (Refused, ApplicationRefused) as refused:
-            reason = refused.message if isinstance(refused, Refused) else refused.reason
-            self._session.refuse(self._number, refused.status, reason)
+            if not self._left:
+                reason = refused.message if isinstance(refused, Refused) else refused.reason
+                self._session.refuse(self._number, refused.status, reason)
             return
-        if not self.is_over:
-            self._session.post(frames.encode(frames.Accept(self._number, self.protocol)))
+        if self._left:
+            return
+        self._accepted = True
+        self._session.post(frames.encode(frames.Accept(self._number, self.protocol)))
+        for frame in self._early:
+            self._session.post(frame)
+        self._early.clear()
 
     def closed_by_client(self, code: int, reason: str) -> None:
         """The client said `C`: answer, unless this was the answer."""
         if not self.is_over:
+            self._left = True
             self._session.post(frames.encode(frames.Close(self._number)))
             self.over(Closing(Reason.CLIENT_CLOSE, code, reason))
 
@@ -108,6 +125,7 @@ class Session:
         self._sessions = sessions
         self._settings = sessions.settings
         self._carrier: Channel | None = None
+        self._last_transport = POLLING
         self._outbox = Outbox()
         self._inbox = Inbox()
         self._channels: dict[int, SessionChannel] = {}
@@ -125,7 +143,7 @@ class Session:
     @property
     def transport(self) -> str:
         """How the browser is connected now; while it is not, how it last was."""
-        return self._carrier.transport if self._carrier is not None else "polling"
+        return self._carrier.transport if self._carrier is not None else self._last_transport
 
     def accepts(self, resume: frames.Resume) -> bool:
         """Whether this hello may have the session, and nothing that it needs is gone."""
@@ -162,6 +180,7 @@ class Session:
         if self._carrier is not carrier or self._over:
             return
         self._carrier = None
+        self._last_transport = carrier.transport
         self._lost = reason
         timeouts = self._settings.timeouts
         grace = timeouts.leave if self._leaving or not self._channels else timeouts.grace
@@ -213,6 +232,8 @@ class Session:
         outbox.add(frame)
         if self._carrier is not None:
             self._carrier.send(frame)
+        if self.congested:
+            self._caught_up.set()  # see `_wait_caught_up`
 
     def refuse(self, number: int, status: int, reason: str) -> None:
         """The channel is not opened; its number is spent."""
@@ -307,7 +328,16 @@ class Session:
             self._caught_up.set()
 
     async def _wait_caught_up(self) -> None:
-        await self._caught_up.wait()
+        """Read no further while an application is behind.
+
+        Unless we are congested: an application may be behind because it waits for the acks that stand
+        behind all this data. Then reading goes on, within the bounds of `Mailbox.is_overfull`.
+        """
+        while self._behind and not self.congested and not self._over:
+            self._caught_up.clear()
+            await self._caught_up.wait()
+        if any(channel.is_overfull for channel in self._behind):
+            self.end(Reason.SLOW_CONSUMER)
 
     @property
     def request(self) -> Request:
@@ -416,7 +446,7 @@ class Sessions(Application):
         return session if session is not None and session.accepts(resume) else None
 
     def _broken(self, channel: Channel, session: Session | None, error: Exception) -> None:
-        log.info("session protocol error of %s: %s", channel.id, error)
+        log.info("session protocol error of %s: %s", short(channel.id), error)
         if session is not None:
             session.end(Reason.PARSE_ERROR)
             return
@@ -427,11 +457,11 @@ class Sessions(Application):
     # What sessions call.
 
     def new_channel(self, session: Session, frame: frames.Open) -> SessionChannel:
-        """The channel of an open frame. The path is the only part of the URL that counts here."""
-        path, _, query = frame.url.partition("?")
+        """The channel of an open frame. A URL without an honest path is the URL of nothing."""
+        query = frame.url.partition("?")[2]
         carrier = session.request
         request = Request(
-            path=path,
+            path=read_path(frame.url) or "",
             query_string=query,
             headers=carrier.headers,
             remote=carrier.remote,

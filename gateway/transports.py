@@ -56,6 +56,7 @@ class Transport(ABC):
     name: str
     owner: Owner
     coalesces = False  # True: gather what is sent within one turn of the loop into one write
+    batch: int | None = None  # packets in one write at the most
 
     @property
     @abstractmethod
@@ -108,13 +109,12 @@ class PollingTransport(Transport):
     `undelivered` brings the packets back.
     """
 
-    __slots__ = ("owner", "_respond", "_in_flight", "_posting", "_closed", "paused")
-
     name = POLLING
     coalesces = True  # a GET is answered once
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, batch: int | None = None) -> None:
         self.owner = owner
+        self.batch = batch
         self.paused = False
         self._respond: Respond | None = None
         self._in_flight: list[Wire] = []
@@ -160,7 +160,7 @@ class PollingTransport(Transport):
     def undelivered(self) -> None:
         """The last answer could not be written: its packets go to the front of the queue."""
         packets, self._in_flight = self._in_flight, []
-        if packets and not self._closed:
+        if not self._closed:
             self.owner.returned(self, packets)
 
     def begin_post(self) -> None:
@@ -191,6 +191,7 @@ class PollingTransport(Transport):
         """Answer the waiting GET, if there is one, with nothing to read."""
         if self._respond is not None:
             self.write([NOOP_WIRE])
+            self._in_flight = []  # nobody would miss it
 
     def close(self, reason: Reason) -> None:
         """A waiting GET is told: `6` if the client wants to go, `1` if we do."""

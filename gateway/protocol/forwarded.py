@@ -41,6 +41,13 @@ def _trusts(networks: Iterable[Network], address: Address | None) -> bool:
     return address is not None and any(address in network for network in networks)
 
 
+def _hops(headers: Mapping[str, str]) -> list[str]:
+    """All of `X-Forwarded-For`. HAProxy adds a line of its own behind what the client has sent."""
+    get_all = getattr(headers, "getall", None)
+    lines = [headers.get("X-Forwarded-For", "")] if get_all is None else get_all("X-Forwarded-For", [])
+    return ",".join(lines).split(",")
+
+
 def read_peer(peer: str, scheme: str, headers: Mapping[str, str], trusted: list[Network]) -> Peer:
     """Where a request comes from. `peer` is the TCP peer's address, or "" for a unix socket.
 
@@ -51,7 +58,7 @@ def read_peer(peer: str, scheme: str, headers: Mapping[str, str], trusted: list[
     if not trusted or not _trusts(trusted, _address(peer)):
         return Peer(peer, scheme, host)
     address = peer
-    for hop in reversed(headers.get("X-Forwarded-For", "").split(",")):
+    for hop in reversed(_hops(headers)):
         parsed = _address(hop)
         if parsed is None:
             break

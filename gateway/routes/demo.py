@@ -1,25 +1,24 @@
 """The demo page's room: who is here, an echo, a chat, and answers to time round trips by.
 
 Decides what the page may say and how often, and bounds all of it. Knows nothing of HTTP or of
-transports, beyond the name of the one in use. The messages are JSON, one object each:
+transports, beyond the name of the one in use. The messages are JSON, one object each.
 
-| from the page | meaning |
-|---|---|
-| `{"type": "hello", "tab": key, "animal": name}` | the first message. `tab` is the tab's own secret: a reload takes its place over. `animal` is what it was before, or null |
-| `{"type": "ping", "n": number}` | answered by `pong` with the same `n` |
-| `{"type": "echo", "text": text}` | answered by `echo` with the same text |
-| `{"type": "chat", "text": text}` | told to all as `chat` |
+From the page:
+- `{"type": "hello", "tab": key, "animal": name}`, first. `tab` is the tab's own secret: after a reload
+  it takes its place over again. `animal` is what it was before, or null;
+- `{"type": "ping", "n": number}`, answered by a pong with the same number;
+- `{"type": "echo", "text": text}`, answered by an echo with the same text;
+- `{"type": "chat", "text": text}`, told to everyone.
 
-| from here | meaning |
-|---|---|
-| `{"type": "welcome", "you": id, "people": [person, …], "lines": [line, …]}` | the answer to `hello` |
-| `{"type": "join", "person": person}`, `{"type": "leave", "id": id}` | somebody else came or went |
-| `{"type": "transport", "id": id, "transport": name}` | somebody, perhaps you, is connected otherwise now |
-| `{"type": "chat", "line": line}`, `{"type": "echo", "text": text}`, `{"type": "pong", "n": number}` | see above |
-| `{"type": "error", "text": sentence}` | the last message was not accepted, for a person to read |
+To the page:
+- `{"type": "welcome", "you": id, "people": [person, …], "lines": [line, …]}`, the answer to hello;
+- `{"type": "join", "person": person}` and `{"type": "leave", "id": id}`: somebody came, or went;
+- `{"type": "transport", "id": id, "transport": name}`: somebody, perhaps you, is connected otherwise;
+- `{"type": "pong", "n": number}`, `{"type": "echo", "text": text}`, `{"type": "chat", "line": line}`;
+- `{"type": "error", "text": sentence}`: the last message was not accepted; for a person to read.
 
-A person is `{id, animal, colour, transport}`, a line `{id, animal, colour, text, at}`; `colour` is 0 to
-7, `at` in ms since 1970.
+A person is `{id, animal, colour, transport}`, a line `{id, animal, colour, text, at}`: `colour` is 0
+to 7, `at` in ms since 1970.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -120,7 +119,7 @@ class DemoApplication(Application):
             raise Refused(503, "the demo is full")
         self._channels.add(channel)
 
-    def message(self, channel: Channel, data: str | bytes) -> None:
+    def message(self, channel: Channel, data: str | bytes) -> Awaitable[None] | None:
         """One message of the page. A wrong one is answered, and harms nobody."""
         try:
             fields = _read(data)
@@ -132,6 +131,7 @@ class DemoApplication(Application):
                 self._serve(member, fields)
         except NotAccepted as error:
             _send(channel, type="error", text=str(error))
+        return channel.drain() if channel.congested else None
 
     def close(self, channel: Channel, closing: Closing) -> None:
         """The tab is gone, unless its next page has taken over already."""

@@ -133,7 +133,7 @@ class EngineEndpoint:
             raise Refused(Code.SESSION, "closed during the handshake")
         headers = self._headers(connection.sid)
         if query.transport == POLLING:
-            response = text_response(connection.start_polling())
+            response = text_response(connection.start_polling(_batch(seen)))
             response.headers.update(headers)
             return response
         return await self._open_websocket(request, connection)
@@ -225,7 +225,8 @@ class EngineEndpoint:
     def _check_post(self, request: web.Request) -> None:
         if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
             raise Refused(Code.BAD_REQUEST, "send the body as it is, not compressed", status=415)
-        if request.content_type == "application/octet-stream":
+        # aiohttp calls a body without a Content-Type octets, too; some clients send none.
+        if hdrs.CONTENT_TYPE in request.headers and request.content_type == "application/octet-stream":
             raise Refused(Code.BAD_REQUEST, "send text/plain; binary messages are base64")
         if (request.content_length or 0) > self._settings.limits.payload:
             raise self._too_large()
@@ -285,6 +286,18 @@ def cors_headers(access: Access, request: Request) -> dict[str, str]:
         headers["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
         headers["Access-Control-Allow-Headers"] = "Content-Type"
     return headers
+
+
+# The client of python-engineio gives up at more than 16 packets in one answer, whoever sent them.
+# Its requests come from aiohttp or from requests. One place is for the open or the close packet.
+_PYTHON_CLIENTS = ("Python/", "python-requests/")
+_PYTHON_BATCH = 15
+
+
+def _batch(request: Request) -> int | None:
+    """How many packets the client can read at once, if it is known to be few."""
+    agent = request.headers.get("User-Agent", "")
+    return _PYTHON_BATCH if agent.startswith(_PYTHON_CLIENTS) else None
 
 
 def _no_headers(_sid: str) -> dict[str, str]:

@@ -44,7 +44,11 @@ def read_request(request: web.BaseRequest, trusted: list[Network]) -> Request:
 def text_response(body: str, status: int = 200) -> web.Response:
     """A plain answer that no cache keeps and no browser guesses at."""
     return web.Response(
-        text=body, status=status, content_type="text/plain", charset="UTF-8", headers=_HEADERS
+        body=body.encode("utf-8", "replace"),  # a lone surrogate of the application ends nothing
+        status=status,
+        content_type="text/plain",
+        charset="UTF-8",
+        headers=_HEADERS,
     )
 
 

@@ -117,7 +117,7 @@ class WebSocketWire:
     @property
     def writable(self) -> bool:
         """False while the peer is not reading, and once it is over."""
-        return self.busy_since is None and self._protocol.state is OPEN
+        return self._transport is not None and self.busy_since is None and self._protocol.state is OPEN
 
     def write(self, messages: list[str | bytes] | list[Wire]) -> None:
         """Send these messages, each in a frame of its own."""
@@ -166,10 +166,20 @@ class WebSocketWire:
             if data:
                 transport.write(data)
             else:
-                transport.close()  # after what was written
+                self._finish(transport)
         if transport.get_write_buffer_size() > _HIGH_WATER and self._draining is None:
             self.busy_since = self._loop.time()
             self._draining = self._loop.create_task(self._drain())
+
+    def _finish(self, transport: asyncio.Transport) -> None:
+        """End our half after what was written. The peer may still be sending: were that not read,
+        the kernel would reset the connection, and the reset would overtake our close frame.
+        """
+        if transport.can_write_eof():
+            transport.write_eof()
+        else:
+            transport.close()  # TLS
+        self._loop.call_later(self._settings.timeouts.close, self.abort)
 
     async def _drain(self) -> None:
         assert self._writer is not None
@@ -288,6 +298,7 @@ class WebSocketTransport(Transport):
         self.owner = owner
         self.wire = WebSocketWire(settings, self)
         self._closed = False
+        self._ended = False
 
     @property
     def writable(self) -> bool:
@@ -306,7 +317,8 @@ class WebSocketTransport(Transport):
 
     def abort(self) -> None:
         self._closed = True
-        self.wire.abort()
+        if not self._ended:  # or else the wire is about to answer the peer's close frame
+            self.wire.abort()
 
     def pause(self) -> None:
         self.wire.pause()
@@ -330,5 +342,5 @@ class WebSocketTransport(Transport):
 
     def ended(self, closing: Closing) -> None:
         """Closed by the peer, lost, or broken."""
-        self._closed = True
+        self._closed = self._ended = True
         self.owner.lost(self, closing.reason)

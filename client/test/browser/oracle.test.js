@@ -1,5 +1,6 @@
 // static/client.js in a real Chromium, under `default-src 'self'`, next to the browser's own class.
-// Needs a chromium: the path is taken from CHROMIUM, else /usr/bin/chromium. Not part of `npm test`.
+// Needs a chromium: the path is taken from CHROMIUM, else /usr/bin/chromium. `npm run test:browser`, or
+// `make test`.
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';

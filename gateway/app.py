@@ -1,0 +1,384 @@
+"""The composition root: who is wired to whom, and in which order it starts and stops.
+
+Knows aiohttp and every room; decides nothing about messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from aiohttp import hdrs, web
+from aiohttp.abc import AbstractAccessLogger
+from aiohttp.typedefs import Handler as WebHandler
+from yarl import URL
+
+from .config import Listen, Settings
+from .protocol.forwarded import Network, parse_networks
+from .protocol.handshake import Code, Refused
+from .protocol.origins import OriginPolicy
+from .protocol.paths import read_path
+from .registry import Registry
+from .routes.demo import DemoApplication
+from .routes.files import Files
+from .routes.handlers import HandlerApplication, Route
+from .routes.table import PREFIX, AtEngineIO, Mount, Pattern, RouteTable, engine_base, not_found, union_of
+from .routes.threads import Threads
+from .session import Sessions
+from .wires.http import EngineEndpoint
+from .wires.plain import PlainEndpoint
+from .wires.request import refusal
+from .wires.server import make_runner
+
+log = logging.getLogger("gateway")
+
+_ENGINE = PREFIX + "engine/"
+_STATUS = PREFIX + "status"
+_DEMO = PREFIX + "demo"
+
+_LEFT_OVER = 1.0  # s for requests that the stop has not ended; the drain comes before
+
+
+class Gateway:
+    """Routes, sessions and the demo page. Attach it to one aiohttp application, once.
+
+    `origins` is for the routes that list none. `trusted_proxies` are addresses or networks whose
+    `X-Forwarded-*` headers are believed. `static_prefix` is the URL of the folder from which pages
+    load `client.js`, where that is not this gateway. Raises `ValueError` for what cannot work.
+    """
+
+    def __init__(
+        self,
+        routes: Iterable[Route] = (),
+        *,
+        settings: Settings | None = None,
+        origins: Iterable[str] | None = None,
+        trusted_proxies: Iterable[str] = (),
+        static_prefix: str = "",
+        demo: bool = True,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.trusted: list[Network] = parse_networks(trusted_proxies)
+        self.threads = Threads(self.settings.limits.threads)
+        default = None if origins is None else OriginPolicy(origins)
+        own = [Mount(Pattern(_DEMO), DemoApplication())] if demo else []
+        self.table = RouteTable([*own, *(self._mount(route, default) for route in routes)])
+        self._static_prefix = static_prefix
+        self._demo = demo
+        self._running: _Running | None = None
+
+    def attach(self, app: web.Application, *, root: bool = False) -> None:
+        """Serve the routes, and everything below `/_gateway/`, in this application.
+
+        All other paths stay the application's own. `root`: the demo page at `/`, too.
+        """
+        app.router.register_resource(_Paths(self, root=root))
+        app.cleanup_ctx.append(self._run)
+        app.on_shutdown.append(self._shutdown)
+
+    def application(self) -> web.Application:
+        """An aiohttp application that serves this and nothing else."""
+        app = web.Application(middlewares=[_errors_in_json])
+        self.attach(app, root=True)
+        return app
+
+    def serves(self, path: str) -> bool:
+        """Whether there is something at this path, once it runs."""
+        files = self._running.files if self._running is not None else ()
+        return path in (_ENGINE, _STATUS) or path in files or self._find(path) is not None
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request for a path that is served."""
+        running = self._running
+        if running is None or (running.stopping and "sid" not in request.query):
+            return _stopping()
+        path = read_path(request.raw_path) or ""
+        if path == _ENGINE:
+            return await running.session_endpoint.handle(request)
+        if path == _STATUS:
+            return running.status(request)
+        found = self._find(path)
+        if found is None:
+            return running.files.answer(request, path)
+        mount, over_engine = found
+        return await (running.engines[mount] if over_engine else running.plain).handle(request)
+
+    def _find(self, path: str) -> tuple[Mount, bool] | None:
+        """The route at this path, and whether this is its Engine.IO endpoint."""
+        base = engine_base(path)
+        found = self.table.match(base) if base is not None else None
+        if found is not None:
+            return found[0], True
+        found = self.table.match(path)
+        return None if found is None else (found[0], False)
+
+    def _mount(self, route: Route, default: OriginPolicy | None) -> Mount:
+        if route.is_reserved:
+            raise ValueError(f"{route.pattern.text}: what is below {PREFIX} belongs to the gateway")
+        return route.mount(self.threads, self.settings.timeouts.send, default)
+
+    async def _run(self, _: web.Application) -> AsyncIterator[None]:
+        files = await asyncio.to_thread(Files, self._static_prefix, demo=self._demo)
+        self._running = _Running(self, files)
+        yield
+        self.threads.stop()
+
+    async def _shutdown(self, _: web.Application) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Send everybody away, as the application's shutdown does. Only the first call counts.
+
+        When it returns, every `on_close` has run, or `timeouts.drain` is over.
+        """
+        if self._running is not None and not self._running.stopping:
+            await self._running.stop()
+
+
+class _Running:
+    """What exists only while the loop runs."""
+
+    def __init__(self, gateway: Gateway, files: Files) -> None:
+        self.files = files
+        self._gateway = gateway
+        self._settings = settings = gateway.settings
+        table = gateway.table
+        self.stopping = False
+        self.registry = Registry(settings)
+        self.sessions = Sessions(
+            table,
+            settings,
+            self.registry.deadlines,
+            new_id=_new_id,
+            new_token=_new_token,
+            epoch=secrets.token_urlsafe(9),
+        )
+        self.session_endpoint = EngineEndpoint(
+            self.sessions, settings, self.registry, union_of(table.mounts), _new_id, trusted=gateway.trusted
+        )
+        self.plain = PlainEndpoint(table, settings, self.registry, _new_id, trusted=gateway.trusted)
+        self.engines = {mount: self._engine(mount) for mount in table.mounts}
+
+    def _engine(self, mount: Mount) -> EngineEndpoint:
+        application = AtEngineIO(mount)
+        return EngineEndpoint(
+            application,
+            self._settings,
+            self.registry,
+            application.access,
+            _new_id,
+            trusted=self._gateway.trusted,
+        )
+
+    async def stop(self) -> None:
+        """See `Gateway.stop`."""
+        self.stopping = True
+        count = len(self.registry.connections) + len(self.plain)
+        if count:
+            log.info("stopping: telling %d client%s; once more stops at once", count, "s"[: count > 1])
+        limit = self._settings.timeouts.drain
+        try:
+            async with asyncio.timeout(limit):
+                self.sessions.shutdown()
+                await asyncio.gather(self.plain.shutdown(), self.registry.shutdown())
+                for application in self._handlers():
+                    await application.when_idle()
+        except TimeoutError:
+            behind = ", ".join(f"{application.name} ({len(application)})" for application in self._handlers())
+            log.warning("stopped after %g s; handlers that have not returned: %s", limit, behind or "none")
+            self.registry.deadlines.stop()
+
+    def _handlers(self) -> list[HandlerApplication]:
+        applications = (mount.application for mount in self._gateway.table.mounts)
+        return [each for each in applications if isinstance(each, HandlerApplication) and len(each)]
+
+    def status(self, request: web.Request) -> web.Response:
+        """Counts, for whoever sits at this machine."""
+        if not _is_local(request):
+            return refusal(not_found())
+        transports = Counter(each.transport_name for each in self.registry.connections.values())
+        counts = {
+            "sessions": len(self.sessions),
+            "connections": {"polling": 0, "websocket": 0, **transports, "plain": len(self.plain)},
+            "stalls": self.registry.deadlines.stalls,
+        }
+        return web.json_response(counts, headers={"Cache-Control": "no-store"})
+
+
+class _Paths(web.AbstractResource):
+    """The gateway among an application's resources: all of its paths, and no other."""
+
+    def __init__(self, gateway: Gateway, *, root: bool) -> None:
+        super().__init__(name="gateway")
+        self._gateway = gateway
+        self._root = root
+        self._route = web.ResourceRoute("*", gateway.handle, self)
+
+    # aiohttp asks last those whose canonical path begins with a variable.
+    @property
+    def canonical(self) -> str:
+        return "/{gateway}"
+
+    async def resolve(self, request: web.Request) -> Any:
+        path = read_path(request.raw_path)
+        if path is None or not self._serves(path):
+            return None, set()
+        return web.UrlMappingMatchInfo({}, self._route), {"GET", "POST"}
+
+    def raw_match(self, path: str) -> bool:
+        return self._serves(path)
+
+    def _serves(self, path: str) -> bool:
+        at_root = path == "/" and self._gateway.table.match(path) is None
+        return self._gateway.serves(path) and (self._root or not at_root)
+
+    def get_info(self) -> Any:
+        return {"path": self.canonical}
+
+    def url_for(self, **kwargs: str) -> URL:
+        return URL(PREFIX)
+
+    def add_prefix(self, prefix: str) -> NoReturn:
+        raise ValueError("attach the gateway to the outermost application: its paths are absolute")
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Any:
+        return iter((self._route,))
+
+
+@web.middleware
+async def _errors_in_json(request: web.Request, handler: WebHandler) -> web.StreamResponse:
+    """One shape of error for every path."""
+    try:
+        return await handler(request)
+    except web.HTTPNotFound:
+        return refusal(not_found(), close=request.can_read_body)
+
+
+def _stopping() -> web.Response:
+    response = refusal(Refused(Code.FORBIDDEN, "this gateway is stopping; come back", 503), close=True)
+    response.headers[hdrs.RETRY_AFTER] = "1"
+    return response
+
+
+def _is_local(request: web.Request) -> bool:
+    """Whether the request was made on this machine, and not passed on by a proxy on it."""
+    headers = request.headers
+    passed_on = any(name in headers for name in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"))
+    host = headers.get(hdrs.HOST, "").rpartition(":")[0] or headers.get(hdrs.HOST, "")
+    return (
+        not passed_on
+        and request.remote in ("127.0.0.1", "::1")
+        and host in ("127.0.0.1", "localhost", "[::1]")
+        and request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
+    )
+
+
+def _new_id() -> str:
+    return secrets.token_urlsafe(16)
+
+
+def _new_token() -> str:
+    return secrets.token_urlsafe(32)
+
+
+# -- running it --------------------------------------------------------------------------------------
+
+
+Ready = Callable[[Listen], None]
+
+
+def run_app(
+    app: web.Application | None = None,
+    *,
+    routes: Iterable[Route] = (),
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    path: str = "",
+    settings: Settings | None = None,
+    ready: Ready | None = None,
+) -> None:
+    """Serve an aiohttp application, or these routes, until SIGINT or SIGTERM.
+
+    The stop is graceful: clients are told, and every `on_close` runs, for `timeouts.drain` at the
+    most. A second signal ends the process at once. `path` is a unix socket, in place of host and
+    port; `ready` is told where it listens. Raises `OSError` when it cannot listen there.
+    """
+    settings = settings or Settings()
+    if app is None:
+        app = Gateway(routes, settings=settings).application()
+    listen = Listen(host, port, path)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(app, listen, settings, ready or _announce))
+
+
+async def _serve(app: web.Application, listen: Listen, settings: Settings, ready: Ready) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _signalled, number, stop)
+    runner = make_runner(app, settings, access_log_class=AccessLog, shutdown_timeout=_LEFT_OVER)
+    try:
+        await runner.setup()
+        ready(await _listen(runner, listen))
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, listen: Listen) -> Listen:
+    """Begin to listen, and say where it is: port 0 has become a number."""
+    if listen.path:
+        await web.UnixSite(runner, listen.path).start()
+        return listen
+    await web.TCPSite(runner, listen.host, listen.port, backlog=1024).start()
+    return replace(listen, port=runner.addresses[0][1])
+
+
+def _signalled(number: signal.Signals, stop: asyncio.Event) -> None:
+    if stop.is_set():
+        os._exit(128 + number)
+    stop.set()
+
+
+def _announce(listen: Listen) -> None:
+    log.info("listening on %s", listen.url or listen)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where there is one (not on Windows)."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+class AccessLog(AbstractAccessLogger):
+    """One line for each request, without its query: a `sid` is a credential."""
+
+    @property
+    def enabled(self) -> bool:
+        """A line for each poll is for those who look for something."""
+        return self.logger.isEnabledFor(logging.DEBUG)
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        path = request.path.encode("unicode_escape").decode("ascii")
+        self.logger.debug(
+            "%s %s %s %d, %d bytes, %.0f ms",
+            request.remote,
+            request.method,
+            path[:200],
+            response.status,
+            response.body_length,
+            time * 1000,
+        )

@@ -1,0 +1,179 @@
+"""`python -m gateway`: flags in, exit code out.
+
+0: it was told to stop. 2: it could not start, and one line on standard error says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from gateway import __version__
+from gateway.app import Gateway, run_app
+from gateway.config import PROFILES, Listen, read_listen, read_ping
+from gateway.configfile import Config, ConfigError, load
+
+from .banner import banner, good_bye
+
+T = TypeVar("T")
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+_EXAMPLES = """
+examples:
+  python -m gateway                               the demo page at http://127.0.0.1:8000/
+  python -m gateway --port 0                      the same at a free port, which is printed
+  python -m gateway --config gateway.yaml         your handlers; see docs/handlers.md
+  python -m gateway --host 0.0.0.0 --ping fast    for the whole network; who vanishes is missed in 6 s
+
+Ctrl+C stops it: browsers are told to come back, and every on_close runs. Once more stops it at once.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until it is told to stop. The exit code."""
+    flags = _parser().parse_args(arguments)
+    _log_to_stderr(flags.log_level)
+    try:
+        config = _with_flags(load(flags.config) if flags.config else Config(), flags)
+        gateway = Gateway(
+            config.routes,
+            settings=config.settings,
+            origins=config.origins,
+            trusted_proxies=config.trusted_proxies,
+            static_prefix=config.static_prefix,
+        )
+    except (ConfigError, ValueError) as error:
+        return _cannot_start(error)
+    return _run(gateway, config)
+
+
+def _run(gateway: Gateway, config: Config) -> int:
+    wanted = config.listen or Listen()
+
+    def ready(listen: Listen) -> None:
+        print(banner(__version__, listen, config, sys.stdout), flush=True)
+
+    try:
+        run_app(
+            gateway.application(),
+            host=wanted.host,
+            port=wanted.port,
+            path=wanted.path,
+            settings=config.settings,
+            ready=ready,
+        )
+    except OSError as error:
+        return _cannot_start(_cannot_listen(wanted, error))
+    print(good_bye(sys.stdout), flush=True)
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for what is wrong; the usage is what `--help` is for."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="gateway",
+        description="Keeps browsers connected where WebSockets are blocked, and says once when one is gone.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", nargs="?", choices=["serve"], default="serve", help="serve (default)")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="a gateway.yaml; flags win over it")
+    parser.add_argument("--host", help="the address to listen on (default: 127.0.0.1, this machine only)")
+    parser.add_argument("--port", type=_value(_port), help="the port, or 0 for a free one (default: 8000)")
+    parser.add_argument(
+        "--listen",
+        type=_value(read_listen),
+        metavar="WHERE",
+        help="host:port, :port for every address, or unix:/path; in place of --host and --port",
+    )
+    parser.add_argument(
+        "--ping",
+        type=_value(read_ping),
+        metavar="PING",
+        help=f"heartbeat: {', '.join(PROFILES)}, or interval+timeout as in 10s+5s (default: 10s+10s)",
+    )
+    parser.add_argument(
+        "--log-level", choices=_LEVELS, default="info", help="how much to log (default: info)"
+    )
+    parser.add_argument("--version", action="version", version=f"gateway {__version__}")
+    return parser
+
+
+def _value(reader: Callable[[str], T]) -> Callable[[str], T]:
+    """For argparse, which shows the text of its own error only."""
+
+    def read(text: str) -> T:
+        try:
+            return reader(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise ValueError(f"{text!r} is no port: 0 to 65535")
+    return int(text)
+
+
+def _with_flags(config: Config, flags: argparse.Namespace) -> Config:
+    listen = config.listen or Listen()
+    if flags.listen is not None:
+        if flags.host is not None or flags.port is not None:
+            raise ConfigError("--listen stands in place of --host and --port: give one or the other")
+        listen = flags.listen
+    elif flags.host is not None or flags.port is not None:
+        listen = Listen(
+            host=listen.host if flags.host is None else flags.host,
+            port=listen.port if flags.port is None else flags.port,
+        )
+    ping = config.settings.ping if flags.ping is None else flags.ping
+    return replace(config, listen=listen, settings=replace(config.settings, ping=ping))
+
+
+def _cannot_listen(listen: Listen, error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"{listen.host} is no address of this machine: {error.strerror}"
+    if error.errno == errno.EADDRINUSE and listen.path:
+        return f"{listen.path} is in use: stop what listens there, or choose another path"
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {listen.port} on {listen.host} is in use: stop what listens there, or try "
+            f"--port {listen.port % 65535 + 1}, or --port 0 for a free one"
+        )
+    if error.errno == errno.EACCES:
+        return f"{listen}: not permitted; ports below 1024 are for root: try --port 8000"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{listen.host} is no address of this machine: try --host 127.0.0.1"
+    return f"cannot listen on {listen}: {error.strerror or error}"
+
+
+def _cannot_start(why: object) -> int:
+    print(f"gateway: {why}", file=sys.stderr)
+    return 2
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level.upper(),
+        format="%(asctime)s %(levelname)-7s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
