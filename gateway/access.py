@@ -50,6 +50,16 @@ class Access:
             "this origin may not connect; list it in `origins`, or behind a TLS proxy set `trusted_proxies`",
         )
 
+    async def check_user(self, request: Request, first: Request, user: Any) -> None:
+        """Refuse a request that carries somebody else's login than the `first` one did.
+
+        As long as the login is the same, nobody is asked again.
+        """
+        if self._authenticate is None or _login(request) == _login(first):
+            return
+        if not _same_user(await self.authenticate(request), user):
+            raise Refused(Code.FORBIDDEN, "the connection belongs to another user")
+
     async def authenticate(self, request: Request) -> Any:
         """The user, or None where nobody asks. Raises `Refused` with status 401."""
         if self._authenticate is None:
@@ -58,6 +68,17 @@ class Access:
         if not user:
             raise Refused(Code.FORBIDDEN, "sign in first", status=401)
         return user
+
+
+def _login(request: Request) -> tuple[str | None, str | None]:
+    return request.headers.get("Cookie"), request.headers.get("Authorization")
+
+
+def _same_user(one: Any, other: Any) -> bool:
+    """Equal, or alike in all attributes: many user classes do not say what equal means."""
+    if one == other:
+        return True
+    return type(one) is type(other) and hasattr(one, "__dict__") and bool(vars(one) == vars(other))
 
 
 def _values(headers: Any, name: str) -> int:

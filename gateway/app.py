@@ -6,6 +6,7 @@ Knows aiohttp and every room; decides nothing about messages.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import secrets
@@ -338,10 +339,21 @@ async def _serve(app: web.Application, listen: Listen, settings: Settings, ready
 async def _listen(runner: web.AppRunner, listen: Listen) -> Listen:
     """Begin to listen, and say where it is: port 0 has become a number."""
     if listen.path:
+        await _check_free(listen.path)
         await web.UnixSite(runner, listen.path).start()
         return listen
     await web.TCPSite(runner, listen.host, listen.port, backlog=1024).start()
     return replace(listen, port=runner.addresses[0][1])
+
+
+async def _check_free(path: str) -> None:
+    """Raise `OSError` if somebody answers there: the loop would take the path from whoever has it."""
+    try:
+        _, writer = await asyncio.open_unix_connection(path)
+    except OSError:
+        return
+    writer.close()
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def _signalled(number: signal.Signals, stop: asyncio.Event) -> None:

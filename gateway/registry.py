@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
 from typing import Protocol
@@ -24,6 +24,7 @@ log = logging.getLogger("gateway")
 
 _BEAT = 0.2  # s between ticks at the most, so that a stall is noticed
 _FAREWELL = 2.0  # s for clients to fetch their last words: a live poller is back within a round trip
+_MANY = 100  # items that are over may stay in the heap; a closed connection weighs 8 kB
 _QUANTUM = 0.005  # s between ticks at the least: deadlines that are close together share one
 
 
@@ -55,6 +56,7 @@ class Deadlines:
         self._last_tick = self._loop.time()
         self._stall_ended = -inf
         self._watch: StallWatch | None = None
+        self._forgotten = 0
         self.stalls = 0
 
     def now(self) -> float:
@@ -70,6 +72,17 @@ class Deadlines:
         heappush(self._heap, (deadline, next(self._order), item))
         if deadline < self._tick_at:
             self._arm(deadline)
+
+    def forget(self, item: Timed) -> None:
+        """It is over. Its place is kept, and the item with it, until there are many such places."""
+        if item.scheduled == inf:
+            return
+        item.scheduled = inf
+        self._forgotten += 1
+        if self._forgotten > max(_MANY, len(self._heap) // 2):
+            self._heap[:] = [place for place in self._heap if place[0] == place[2].scheduled]
+            heapify(self._heap)
+            self._forgotten = 0
 
     def judge(self, item: Timed) -> None:
         """Judge one item now, if it is due, without waiting for the tick."""
@@ -190,6 +203,7 @@ class Registry:
     def gone(self, item: Connection) -> None:
         """It is closed: forget it."""
         self.connections.pop(item.sid, None)
+        self.deadlines.forget(item)
         self.settle(item.sid)
         if self._empty is not None and not self.connections and not self._empty.done():
             self._empty.set_result(None)

@@ -480,6 +480,7 @@ class Sessions(Application):
     def forget(self, session: Session) -> None:
         """It is over."""
         self._sessions.pop(session.id, None)
+        self.deadlines.forget(session)
 
     def shutdown(self) -> None:
         """End all of them; the clients are told to come back."""

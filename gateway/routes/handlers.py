@@ -8,6 +8,7 @@ came to be configured.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 import logging
@@ -23,7 +24,7 @@ from gateway.application import Application, Channel, Refused, Request
 from gateway.protocol.handshake import Code
 from gateway.protocol.handshake import Refused as RequestRefused
 from gateway.protocol.origins import OriginPolicy
-from gateway.protocol.reasons import Closing
+from gateway.protocol.reasons import Closing, Reason
 
 from .table import PREFIX, Mount, Pattern
 from .threads import Threads
@@ -188,6 +189,7 @@ class HandlerApplication(Application):
         self._on_close = functions.get("on_close")
         self._tells_closing = self._on_close is not None and _takes(self._on_close, 2)
         self._handlers: dict[Channel, Handler] = {}
+        self._late: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -221,8 +223,9 @@ class HandlerApplication(Application):
         return self._say_goodbye(handler, (closing,) if self._tells_closing else ())
 
     async def _ask(self, function: Function, handler: Handler) -> None:
+        opening = asyncio.ensure_future(self._caller.call(function, handler))
         try:
-            await self._caller.call(function, handler)
+            await asyncio.shield(opening)
         except Refused:
             self._forget(handler.channel)
             raise
@@ -230,9 +233,23 @@ class HandlerApplication(Application):
             self._forget(handler.channel)
             log.exception("%s: open failed", self.name)
             raise Refused(500, "the application failed") from error
-        except BaseException:
-            self._forget(handler.channel)
+        except asyncio.CancelledError:
+            # The browser has left, and `open` was given up. A thread goes on all the same, and what
+            # it opens is to be closed.
+            if _is_async(function):
+                opening.cancel()
+            task = asyncio.ensure_future(self._close_late(opening, handler))
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
             raise
+
+    async def _close_late(self, opening: asyncio.Future[Any], handler: Handler) -> None:
+        await asyncio.wait([opening])
+        if opening.cancelled() or opening.exception() is not None:
+            self._forget(handler.channel)
+            return
+        closing = Closing(Reason.TRANSPORT_CLOSE, 1006)
+        await self._say_goodbye(handler, (closing,) if self._tells_closing else ())
 
     async def _guard(self, what: str, function: Function, *args: Any) -> None:
         try:
@@ -241,9 +258,9 @@ class HandlerApplication(Application):
             log.exception("%s: %s failed", self.name, what)
 
     async def _say_goodbye(self, handler: Handler, more: tuple[Any, ...]) -> None:
-        assert self._on_close is not None
         try:
-            await self._guard("on_close", self._on_close, handler, *more)
+            if self._on_close is not None:
+                await self._guard("on_close", self._on_close, handler, *more)
         finally:
             self._forget(handler.channel)
 
@@ -294,7 +311,11 @@ class Handler:
             raise ValueError("a close code is 1000, or 3000 to 4999")
         if len(reason.encode("utf-8", "replace")) > 123:
             raise ValueError("a close reason has at most 123 bytes")
-        self._loop.call_soon_threadsafe(self.channel.close, code, reason)
+        if threading.get_ident() == self._loop_thread:
+            self.channel.close(code, reason)
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and the connection with it
+            self._loop.call_soon_threadsafe(self.channel.close, code, reason)
 
     def get_argument(self, name: str, default: Any = _REQUIRED, strip: bool = True) -> Any:
         """The last value of a query parameter. Refuses the client with 400 if it has none."""

@@ -100,6 +100,9 @@ class EngineEndpoint:
         connection = self._registry.find(query.sid)
         if connection is None:
             raise Refused(Code.SESSION)
+        channel = connection.listener
+        if isinstance(channel, EngineChannel):
+            await self._access.check_user(seen, channel.request, channel.user)
         if query.transport != POLLING:
             return await self._upgrade(request, connection)
         if request.method == "POST" and connection.state.is_over:
@@ -199,6 +202,9 @@ class EngineEndpoint:
             # Written here, to learn whether it could be written.
             await response.prepare(request)
             await response.write_eof()
+            if request.transport is None or request.transport.is_closing():
+                # The kernel refused it: the client's reset was there, and not read yet.
+                raise ConnectionResetError("the client left before its answer")
         except (ConnectionError, asyncio.CancelledError):
             polling.undelivered()
             raise

@@ -15,7 +15,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
-from ..config import Settings
+from gateway.config import Settings
 
 # Bytes. The two differ, because aiohttp's error names only the limit that was passed.
 _MAX_TARGET = 8_190

@@ -172,13 +172,13 @@ class WebSocketWire:
             self._draining = self._loop.create_task(self._drain())
 
     def _finish(self, transport: asyncio.Transport) -> None:
-        """End our half after what was written. The peer may still be sending: were that not read,
-        the kernel would reset the connection, and the reset would overtake our close frame.
+        """End our half after what was written. A peer that has not said good-bye may be sending: were
+        that not read, the kernel would reset the connection, and overtake our close frame.
         """
-        if transport.can_write_eof():
+        if self._protocol.close_rcvd is None and transport.can_write_eof():  # TLS cannot
             transport.write_eof()
         else:
-            transport.close()  # TLS
+            transport.close()
         self._loop.call_later(self._settings.timeouts.close, self.abort)
 
     async def _drain(self) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.protocol.moves import MOVES, Action, IllegalMove, Input, State, move
+from scripts import draw_moves
 
 ALIVE = "MESSAGE DELIVER>. | PONG PONG>. | CLOSE CLOSE>CLOSING | END END>CLOSING"
 UPGRADING = (
@@ -60,6 +61,13 @@ def test_every_state_with_every_input(state, happened):
 
 def test_the_table_lists_nothing_else():
     assert expected() == MOVES
+
+
+def test_the_documents_show_the_table_as_it_is():
+    page = draw_moves.PAGE.read_text("utf-8")
+    assert draw_moves.drawn(page) == page, "run python scripts/draw_moves.py"
+    with pytest.raises(ValueError, match="marks"):
+        draw_moves.drawn("a page without marks")
 
 
 def test_over_means_closing_and_closed():

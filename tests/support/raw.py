@@ -12,7 +12,7 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 PATIENCE = 5.0  # s, for whatever should come at once
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -120,6 +120,10 @@ class Raw:
     def finish(self) -> None:
         """FIN: nothing more is sent."""
         self._writer.write_eof()
+
+    def stop_reading(self) -> None:
+        """Read nothing more: the window closes when the buffers are full."""
+        cast(asyncio.Transport, self._writer.transport).pause_reading()
 
     def reset(self) -> None:
         """RST: the connection is gone, and what is under way with it."""

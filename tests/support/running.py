@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from aiohttp import web
 
 from gateway import Gateway
@@ -46,6 +48,18 @@ class Log:
         """Return when there is such an entry."""
         wanted = entry[0] if len(entry) == 1 else entry
         await self.until_count(1, wanted)
+
+    async def until_logged(self, text: str, caplog: pytest.LogCaptureFixture) -> None:
+        """Return when the program's own log holds this text."""
+        heard = logging.Handler()
+        heard.emit = lambda record: self.note("logged")  # type: ignore[method-assign]
+        logging.getLogger().addHandler(heard)
+        try:
+            while text not in caplog.text:
+                await self.until_count(self.entries.count("logged") + 1, "logged")
+        finally:
+            logging.getLogger().removeHandler(heard)
+            self.entries = [entry for entry in self.entries if entry != "logged"]
 
     async def until_count(self, count: int, wanted: Any) -> None:
         """Return when there are so many of them."""

@@ -7,6 +7,7 @@ codec: `tests/vectors/` holds that to the bytes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -38,6 +39,10 @@ class Carrier(ABC):
     async def cut(self) -> None:
         """Lose the connection as a network loses it: nobody is told."""
 
+    @abstractmethod
+    async def leave(self) -> None:
+        """Close the connection as Engine.IO has it. A no-op when it is gone."""
+
 
 class WebSocketCarrier(Carrier):
     """A websocket from the first byte."""
@@ -59,6 +64,10 @@ class WebSocketCarrier(Carrier):
 
     async def send(self, frame: Wire) -> None:
         await self._socket.send(message(frame))
+
+    async def leave(self) -> None:
+        await self._socket.close()
+        await self.cut()
 
     async def cut(self) -> None:
         self._socket.transport.abort()
@@ -107,6 +116,12 @@ class PollingCarrier(Carrier):
     async def send(self, frame: Wire) -> None:
         async with self._http.post(self._url, data=encode_payload([message(frame)])) as answer:
             assert await answer.text() == "ok"
+
+    async def leave(self) -> None:
+        if not self._http.closed:
+            with contextlib.suppress(aiohttp.ClientError):
+                await self._http.post(self._url, data="1")
+        await self.cut()
 
     async def cut(self) -> None:
         assert self._reader is not None
@@ -195,9 +210,9 @@ class SessionClient:
         await self.carrier.cut()
 
     async def close(self) -> None:
-        """Cut every connection that it ever had."""
+        """Close every connection that it ever had."""
         for carrier in self._carriers:
-            await carrier.cut()
+            await carrier.leave()
 
     async def post(self, *numbered: frames.Frame) -> None:
         """Send numbered frames."""
@@ -245,6 +260,12 @@ class SessionClient:
         frame = await self.next()
         assert isinstance(frame, frames.Data), frame
         return frame.data
+
+    async def refusal(self) -> frames.Refuse:
+        """The next frame, which refuses a channel."""
+        frame = await self.next()
+        assert isinstance(frame, frames.Refuse), frame
+        return frame
 
     async def frame(self) -> frames.Frame | None:
         """The next frame of any kind; None when the connection is over."""
