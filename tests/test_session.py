@@ -1,0 +1,454 @@
+"""The session protocol against a whole gateway: a session outlives its connections, and loses nothing.
+
+The rules are those of `docs/protocol.md`. The bytes of frames are tested in `protocol/test_frames.py`, and
+the page's side of all this in `client/test/`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from gateway import Gateway, Refuse, Route
+from gateway.config import Limits, Ping, Settings, Timeouts
+from gateway.protocol import frames
+from gateway.protocol.reasons import Reason
+from tests.support.running import PATIENCE, Log, running
+from tests.support.session_client import SessionClient
+
+pytestmark = pytest.mark.parametrize("transport", ["websocket", "polling"])
+
+TIMES = Timeouts(grace=0.6, leave=0.15, poll_hold=0.2, poll_grace=0.2, close=0.5, handler=0.5, drain=3.0)
+SETTINGS = Settings(ping=Ping(5.0, 5.0), timeouts=TIMES)
+
+
+@pytest.fixture
+async def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+async def base(log):
+    """A gateway with the routes of these tests."""
+    async with running(Gateway(routes(log), settings=SETTINGS)) as url:
+        yield url
+
+
+def routes(log: Log) -> list[Route]:
+    echo = Route("/echo/{room}")
+
+    @echo.open
+    async def _(handler):
+        log.note("open", handler.path_kwargs["room"])
+
+    @echo.on_message
+    async def _(handler, message):
+        log.note("message", message)
+        await handler.write_message(message)
+
+    @echo.on_close
+    async def _(handler, closing):
+        log.note("close", closing.reason, closing.code, closing.text)
+
+    refuse = Route("/refuse")
+
+    @refuse.open
+    async def _(handler):
+        raise Refuse(418, "no coffee")
+
+    push = Route("/push")
+
+    @push.open
+    async def _(handler):
+        for index in range(int(handler.get_argument("count"))):
+            handler.write_message(str(index))
+
+    closer = Route("/closer")
+
+    @closer.on_message
+    async def _(handler, message):
+        handler.close(int(message), "so be it")
+
+    picky = Route("/picky", origins=["https://good.example"])
+
+    @picky.open
+    async def _(handler):
+        log.note("open", "picky")
+
+    choosy = Route("/choosy")
+
+    @choosy.open
+    async def _(handler):
+        handler.selected_subprotocol = handler.subprotocols[-1]
+
+    return [echo, refuse, push, closer, picky, choosy]
+
+
+@pytest.fixture
+async def client(base, transport):
+    made = SessionClient(base, transport=transport)
+    await made.connect()
+    yield made
+    await made.close()
+
+
+# -- channels ------------------------------------------------------------------------------------
+
+
+async def test_a_channel_carries_text_and_bytes(client):
+    channel = await client.open("/echo/a")
+    for data in ("text", b"\x00\xff", "", b"", "a\x1eb\\", "\x00", "😀"):
+        await client.send(channel, data)
+        assert await client.message() == data
+
+
+async def test_channels_are_independent(client, log):
+    one, two = await client.open("/echo/one"), await client.open("/echo/two")
+    await client.send(two, "2")
+    await client.send(one, "1")
+    assert [await client.next(), await client.next()] == [frames.Data(two, "2"), frames.Data(one, "1")]
+    await client.post(frames.Close(one))
+    assert await client.next() == frames.Close(one)
+    await client.send(two, "still here")
+    assert await client.message() == "still here"
+
+
+async def test_a_refusal_carries_the_status(client):
+    number = await client.ask("/refuse")
+    assert await client.next() == frames.Refuse(number, 418, "no coffee")
+    number = await client.ask("/nowhere")
+    assert (await client.refusal()).status == 404
+
+
+@pytest.mark.parametrize(
+    "url", ["/echo%2Fa", "/echo/../echo/a", "/echo/%2e%2e/echo/a", "/echo\\a", "/echo/%00", "//echo/a"]
+)
+async def test_a_dishonest_path_is_the_path_of_nothing(client, url):
+    await client.ask(url)
+    assert (await client.refusal()).status == 404
+
+
+async def test_the_application_chooses_the_subprotocol(client):
+    number = await client.ask("/choosy", ("v1", "v2"))
+    assert await client.next() == frames.Accept(number, "v2")
+
+
+@pytest.mark.parametrize(
+    ("close", "code", "text"),
+    [
+        (frames.Close(1), 1005, ""),
+        (frames.Close(1, 1000), 1000, ""),
+        (frames.Close(1, 4321, "bye"), 4321, "bye"),
+    ],
+)
+async def test_a_close_of_the_client_is_answered_and_told(client, log, close, code, text):
+    await client.open("/echo/a")
+    await client.post(close)
+    assert await client.next() == frames.Close(1)
+    await log.until("close", Reason.CLIENT_CLOSE, code, text)
+
+
+async def test_a_close_of_the_application_reaches_the_client(client):
+    channel = await client.open("/closer")
+    await client.send(channel, "4000")
+    assert await client.next() == frames.Close(channel, 4000, "so be it")
+    await client.post(frames.Close(channel))
+    await client.send(channel, "was under way")
+    await client.open("/echo/a")
+
+
+async def test_too_many_channels_are_refused_and_the_session_lives(log, transport):
+    settings = Settings(timeouts=TIMES, limits=Limits(channels=2))
+    async with running(Gateway(routes(log), settings=settings)) as base:
+        client = SessionClient(base, transport=transport)
+        await client.connect()
+        await client.open("/echo/1")
+        channel = await client.open("/echo/2")
+        await client.ask("/echo/3")
+        assert (await client.refusal()).status == 429
+        await client.post(frames.Close(channel))
+        assert await client.next() == frames.Close(channel)
+        await client.open("/echo/4")
+        await client.close()
+
+
+async def test_each_route_checks_its_own_origins(base, transport):
+    # The sessions' endpoint takes the origins of all routes, each channel those of its own.
+    good = SessionClient(base, transport=transport, headers={"Origin": "https://good.example"})
+    await good.connect()
+    await good.open("/picky")
+    await good.ask("/echo/a")
+    assert (await good.refusal()).status == 403
+    await good.close()
+
+
+async def test_an_origin_that_no_route_lists_gets_no_session(base, transport):
+    evil = SessionClient(base, transport=transport, headers={"Origin": "https://evil.example"})
+    with pytest.raises((ConnectionRefusedError, InvalidStatus), match="403"):
+        await evil.connect()
+
+
+# -- resume --------------------------------------------------------------------------------------
+
+
+async def test_what_a_cut_swallowed_is_replayed_from_both_sides_once(client, log):
+    channel = await client.open("/echo/a")
+    sent = []
+    for cut in range(5):
+        for index in range(20):
+            sent.append(f"{cut}.{index}")
+            await client.send(channel, sent[-1])
+        # Cut at once: some messages did not arrive, some echoes were not read.
+        await client.cut()
+        welcome = await client.resume()
+        assert welcome.resumed
+    echoes = [await client.message() for _ in sent]
+    assert echoes == sent
+    assert [entry[1] for entry in log.entries if entry[0] == "message"] == sent
+    assert [entry for entry in log.entries if entry[0] in ("open", "close")] == [("open", "a")]
+
+
+async def test_what_is_sent_while_nobody_is_there_waits(base, log, transport):
+    ticking = asyncio.Event()
+    late = Route("/late")
+
+    @late.on_message
+    async def _(handler, message):
+        await ticking.wait()
+        handler.write_message("while you were away")
+        log.note("written")
+
+    async with running(Gateway([late], settings=SETTINGS)) as url:
+        client = SessionClient(url, transport=transport)
+        await client.connect()
+        channel = await client.open("/late")
+        await client.send(channel, "go")
+        while client.unacknowledged:  # until it is known to have arrived
+            frame = await client.frame()
+            assert isinstance(frame, frames.Ack)
+            client._drop(frame.count)
+        await client.cut()
+        ticking.set()
+        await log.until("written")
+        assert (await client.resume()).resumed
+        assert await client.message() == "while you were away"
+        await client.close()
+
+
+async def test_the_token_changes_and_the_last_but_one_still_counts(client):
+    channel = await client.open("/echo/a")
+    first = client.welcome.token
+    await client.cut()
+    await client.resume()
+    second = client.welcome.token
+    assert second != first
+    # The welcome with `second` was lost on its way: the client comes with what it has.
+    await client.cut()
+    assert (await client.connect(client.resume_hello(token=first))).resumed
+    await client.cut()
+    third = client.welcome.token
+    assert (await client.connect(client.resume_hello(token=third))).resumed
+    await client.send(channel, "still the same session")
+    assert await client.message() == "still the same session"
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"token": "x" * 43},
+        {"token": "ü"},
+        {"epoch": "another"},
+        {"session": "unknown"},
+        {"received": 10_000},
+    ],
+)
+async def test_what_cannot_be_resumed_is_a_new_session(client, forged):
+    await client.open("/echo/a")
+    old = client.welcome
+    await client.cut()
+    welcome = await client.connect(client.resume_hello(**forged))
+    assert not welcome.resumed
+    assert welcome.session != old.session
+    assert welcome.received == 0
+
+
+async def test_a_token_that_is_two_resumes_old_is_worth_nothing(client):
+    await client.open("/echo/a")
+    first = client.welcome.token
+    for _ in range(2):
+        await client.cut()
+        assert (await client.resume()).resumed
+    await client.cut()
+    assert not (await client.connect(client.resume_hello(token=first))).resumed
+
+
+async def test_a_second_connection_takes_the_session_from_the_first(client):
+    channel = await client.open("/echo/a")
+    first = client.carrier
+    assert (await client.resume()).resumed
+    await client.send(channel, "on the second")
+    assert await client.message() == "on the second"
+    async with asyncio.timeout(PATIENCE):
+        while await first.incoming.get() is not None:
+            pass
+
+
+# -- the end -------------------------------------------------------------------------------------
+
+
+async def test_without_a_connection_it_ends_once_after_the_grace(client, log):
+    await client.open("/echo/a")
+    await client.open("/echo/b")
+    loop = asyncio.get_running_loop()
+    await client.cut()
+    start = loop.time()
+    await log.until_count(2, ("close", Reason.TRANSPORT_CLOSE, 1006, ""))
+    took = loop.time() - start
+    # On polling the loss of a waiting GET is given `poll_grace` first.
+    assert TIMES.grace - 0.05 <= took <= TIMES.grace + TIMES.poll_grace + 0.4
+    welcome = await client.connect(client.resume_hello())
+    assert not welcome.resumed
+    assert [entry[0] for entry in log.entries].count("close") == 2
+
+
+async def test_bye_ends_it_within_the_leave_time(client, log):
+    await client.open("/echo/a")
+    loop = asyncio.get_running_loop()
+    await client.carrier.send("B")
+    start = loop.time()
+    await log.until("close", Reason.CLIENT_CLOSE, 1006, "")
+    assert loop.time() - start <= TIMES.leave + 0.3
+
+
+async def test_a_reload_after_bye_keeps_the_session(client, log):
+    channel = await client.open("/echo/a")
+    await client.carrier.send("B")
+    assert (await client.resume()).resumed
+    await client.send(channel, "back again")
+    assert await client.message() == "back again"
+    assert "close" not in [entry[0] for entry in log.entries]
+
+
+@pytest.mark.parametrize(
+    "wire",
+    ["?", "O1{}", "1", "9:never opened", "+5", "+-1", 'H{"v":1}', 'A1{"protocol":""}', "C1[]", b"", b"\x00x"],
+)
+async def test_a_protocol_error_ends_this_session_only(base, client, log, transport, wire):
+    other = SessionClient(base, transport=transport)
+    await other.connect()
+    channel = await other.open("/echo/other")
+    await client.carrier.send(wire)
+    end = await client.next()
+    assert isinstance(end, frames.End)
+    assert (end.code, end.retry) == (1002, False)
+    assert await client.next() is None
+    await other.send(channel, "undisturbed")
+    assert await other.message() == "undisturbed"
+    await other.close()
+
+
+@pytest.mark.parametrize("wire", ["1:data", "B", "+0", "H", 'H{"v":2}', 'H{"v":1,"token":"x"}', b"x"])
+async def test_the_first_frame_is_a_hello(base, transport, wire):
+    client = SessionClient(base, transport=transport)
+    await client.attach(wire)
+    end = await client.frame()
+    assert isinstance(end, frames.End)
+    assert (end.code, end.retry) == (1002, False)
+    await client.close()
+
+
+async def test_a_stop_tells_the_client_to_come_back(log, transport):
+    gateway = Gateway(routes(log), settings=SETTINGS)
+    async with running(gateway) as base:
+        client = SessionClient(base, transport=transport)
+        await client.connect()
+        await client.open("/echo/a")
+        await gateway.stop()
+        # Now the application has been told, and so has the client.
+        assert ("close", Reason.SHUTDOWN, 1012, "") in log.entries
+        end = await client.next()
+        assert isinstance(end, frames.End)
+        assert end.retry
+        with pytest.raises((ConnectionRefusedError, InvalidStatus), match="503"):
+            await client.connect()
+        await client.close()
+
+
+# -- acknowledgements and pressure -----------------------------------------------------------------
+
+
+async def test_acks_come_in_time_and_in_number(client):
+    channel = await client.open("/echo/a")
+    for index in range(100):
+        await client.send(channel, str(index))
+    for index in range(100):
+        assert await client.message() == str(index)
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    while client.unacknowledged:
+        frame = await client.frame()
+        assert isinstance(frame, frames.Ack)
+        client.acked.append(frame.count)
+        client._drop(frame.count)
+    assert client.acked[0] == 64
+    assert client.acked[-1] == 101
+    assert loop.time() - start <= 1.3
+
+
+async def test_a_client_that_never_acknowledges_is_let_go_when_the_buffer_is_full(log, transport, caplog):
+    caplog.set_level(logging.WARNING)
+    settings = Settings(timeouts=TIMES, limits=Limits(outbound_messages=50))
+    async with running(Gateway(routes(log), settings=settings)) as base:
+        client = SessionClient(base, transport=transport)
+        await client.connect()
+        await client.ask("/push?count=200")
+        while isinstance(frame := await client.next(), frames.Accept | frames.Data):
+            pass
+        # The end is told where there is room for it; otherwise the connection is all that ends.
+        assert frame is None or (isinstance(frame, frames.End) and frame.code == 4013)
+        assert not (await client.resume()).resumed
+        await client.close()
+
+
+async def test_an_echo_of_much_more_than_all_buffers_comes_back(client):
+    """The client sends 4 MB before it acknowledges anything: neither side may wait for the other."""
+    channel = await client.open("/echo/a")
+    sent = [bytes([index]) * 40_000 for index in range(100)]
+
+    async def send():
+        for data in sent:
+            await client.send(channel, data)
+
+    sending = asyncio.create_task(send())
+    for index, data in enumerate(sent):
+        assert await client.message() == data
+        if index % 4 == 3:
+            await client.acknowledge()
+    await sending
+
+
+async def test_a_client_that_sends_without_end_and_never_acknowledges_is_let_go(log, transport):
+    small = Limits(inbound_bytes=100_000, outbound_bytes=100_000)
+    async with running(Gateway(routes(log), settings=Settings(timeouts=TIMES, limits=small))) as base:
+        client = SessionClient(base, transport=transport)
+        await client.connect()
+        channel = await client.open("/echo/a")
+
+        async def flood():
+            while True:
+                await client.send(channel, b"x" * 20_000)
+
+        flooding = asyncio.create_task(flood())
+        while isinstance(await client.next(), frames.Data):
+            pass
+        flooding.cancel()
+        await asyncio.wait([flooding])
+        # Some echoes, until the buffer was half full; then what was taken in, eight times the buffer at the
+        # most, which is still handled before the end.
+        taken = [entry[0] for entry in log.entries].count("message")
+        assert taken * 20_000 <= 10 * small.inbound_bytes
+        assert not (await client.resume()).resumed
+        await client.close()
