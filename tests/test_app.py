@@ -43,6 +43,7 @@ async def base():
         ("/_gateway/", "text/html; charset=utf-8"),
         ("/_gateway/demo.js", "text/javascript; charset=utf-8"),
         ("/_gateway/demo.css", "text/css; charset=utf-8"),
+        ("/_gateway/icon.svg", "image/svg+xml; charset=utf-8"),
         ("/_gateway/client.js", "text/javascript; charset=utf-8"),
         ("/_gateway/client.js.map", "application/json"),
         ("/_gateway/client.d.ts", "text/plain; charset=utf-8"),

@@ -180,8 +180,9 @@ def test_a_port_in_use(run):
         (["--host", "192.0.2.1", "--port", "0"], "192.0.2.1 is no address of this machine"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
         (["--listen", "unix:/nowhere/at.sock"], "cannot listen on unix:/nowhere/at.sock: No such file"),
-        (["--wat"], "unrecognized arguments: --wat"),
-        (["start"], "invalid choice: 'start'"),
+        (["--wat"], "--wat is not known"),
+        (["--prot", "1"], "--prot is not known; did you mean --port?"),
+        (["start"], "'start' is no command"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(run, arguments, said):

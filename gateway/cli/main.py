@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -39,7 +40,7 @@ Ctrl+C stops it: browsers are told to come back, and every on_close runs. Once m
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until it is told to stop. The exit code."""
-    flags = _parser().parse_args(arguments)
+    flags = _flags(arguments)
     _log_to_stderr(flags.log_level)
     try:
         config = _with_flags(load(flags.config) if flags.config else Config(), flags)
@@ -83,6 +84,20 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
+def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for. An unknown flag is named before what it would make of its value."""
+    parser = _parser()
+    flags, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        near = get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        parser.error(f"{unknown[0]} is not known{hint}")
+    if flags.command != "serve":
+        parser.error(f"{flags.command!r} is no command: there is only serve, which may be left out")
+    return flags
+
+
 def _parser() -> _Parser:
     parser = _Parser(
         prog="gateway",
@@ -91,7 +106,7 @@ def _parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("command", nargs="?", choices=["serve"], default="serve", help="serve (default)")
+    parser.add_argument("command", nargs="?", metavar="serve", default="serve", help="the default")
     parser.add_argument("--config", metavar="FILE", type=Path, help="a gateway.yaml; flags win over it")
     parser.add_argument("--host", help="the address to listen on (default: 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=_value(_port), help="the port, or 0 for a free one (default: 8000)")

@@ -26,10 +26,11 @@ _TYPES = {
     ".html": "text/html",
     ".js": "text/javascript",
     ".map": "application/json",
+    ".svg": "image/svg+xml",
     ".ts": "text/plain",
 }
 _CLIENT = ("client.js", "client.js.map", "client.d.ts")
-_DEMO = ("demo.js", "demo.css")
+_DEMO = ("demo.js", "demo.css", "icon.svg")
 
 
 @dataclass(frozen=True, slots=True)

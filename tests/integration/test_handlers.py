@@ -6,6 +6,7 @@ What is said about one way in is said about all three, wherever a test is parame
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 import time
@@ -328,7 +329,7 @@ async def test_origins_are_compared_exactly_on_every_way_in(log, way, origins, o
 @pytest.mark.parametrize("path", ["/echo/engine.io/", "/_gateway/engine/"])
 async def test_a_wrong_origin_is_refused_on_get_post_and_upgrade_alike(log, path):
     evil = {"Origin": "https://evil.example"}
-    async with gateway_with(echo(log)) as base, aiohttp.ClientSession() as http:
+    async with gateway_with(echo(log)) as base, aiohttp.aiohttp.ClientSession() as http:
         url = f"{base}{path}?EIO=4&transport="
         async with http.get(url + "polling") as answer:
             sid = (await answer.text()).split('"')[3]
@@ -520,7 +521,7 @@ async def test_a_plain_close_is_told_with_code_and_reason(log, code, reason):
 
 async def test_a_plain_close_without_a_code_is_1005(log):
     route = Route("/echo", on_close=lambda handler, closing: log.note(closing.reason, closing.code))
-    async with gateway_with(route) as base, aiohttp.ClientSession() as http:
+    async with gateway_with(route) as base, aiohttp.aiohttp.ClientSession() as http:
         socket = await http.ws_connect(base + "/echo")
         # An empty close frame, masked.
         await socket._writer.send_frame(b"", aiohttp.WSMsgType.CLOSE)
@@ -561,7 +562,7 @@ async def test_a_plain_websocket_gets_the_subprotocol_that_was_chosen(log):
 
 
 async def test_a_request_without_upgrade_is_told_what_this_is(log):
-    async with gateway_with(echo(log)) as base, aiohttp.ClientSession() as http:
+    async with gateway_with(echo(log)) as base, aiohttp.aiohttp.ClientSession() as http:
         async with http.get(base + "/echo") as answer:
             assert answer.status == 426
             assert answer.headers["Upgrade"] == "websocket"
@@ -572,7 +573,7 @@ async def test_a_request_without_upgrade_is_told_what_this_is(log):
 
 @pytest.mark.parametrize("answers", [True, False])
 async def test_a_plain_client_that_answers_no_ping_is_gone(log, answers):
-    async with gateway_with(echo(log)) as base, aiohttp.ClientSession() as http:
+    async with gateway_with(echo(log)) as base, aiohttp.aiohttp.ClientSession() as http:
         start = time.monotonic()
         socket = await http.ws_connect(base + "/echo", autoping=answers)
         reading = asyncio.ensure_future(_read(socket))
@@ -656,3 +657,34 @@ async def test_the_gramex_sample_runs_as_it_stands(gateway_process):
     await asyncio.to_thread(process.wait_for_output, r"Chatbot opened for \S{10}")
     await asyncio.to_thread(process.wait_for_output, r"Got message Hello world for \S{10}")
     await asyncio.to_thread(process.wait_for_output, r"Chatbot closed for \S{10}")
+
+
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",  # RFC 6455 section 1.3
+}
+
+
+@pytest.mark.parametrize("cookie", ["user=bert", None])
+async def test_b15_a_sid_is_worth_nothing_with_another_login(log, cookie):
+    route = echo(log, auth=lambda request: request.headers.get("Cookie"))
+    expected = 401 if cookie is None else 403
+    async with running(Gateway([route])) as base, aiohttp.ClientSession() as http:
+        polling = f"{base}/echo/engine.io/?EIO=4&transport=polling"
+        anna = {"Cookie": "user=anna", "Origin": base}
+        other = {"Origin": base} if cookie is None else {"Cookie": cookie, "Origin": base}
+        async with http.get(polling, headers=anna) as answer:
+            connection = f"{polling}&sid={json.loads((await answer.text())[1:])['sid']}"
+        for ask in (
+            http.get(connection, headers=other),
+            http.post(connection, headers=other, data="4stolen"),
+            http.get(connection.replace("polling", "websocket"), headers=other | UPGRADE),
+        ):
+            async with ask as answer:
+                assert answer.status == expected
+        async with http.post(connection, headers=anna, data="4mine") as answer:
+            assert await answer.text() == "ok"
+        async with http.get(connection, headers=anna) as answer:
+            assert await answer.text() == "4mine"
