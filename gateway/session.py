@@ -29,6 +29,7 @@ log = logging.getLogger("gateway")
 
 _PROTOCOL_ERROR = 1002  # RFC 6455 section 7.4.1
 _TRY_AGAIN = 1012  # registered with IANA as "service restart"
+_REPLAY_SHARE = 15 / 16  # of what may wait for a client
 
 
 class SessionError(Exception):
@@ -147,8 +148,9 @@ class Session:
 
     def accepts(self, resume: frames.Resume) -> bool:
         """Whether this hello may have the session, and nothing that it needs is gone."""
-        known = compare_digest(resume.token.encode(), self.token.encode())
-        known |= compare_digest(resume.token.encode(), self._previous_token.encode())
+        token = resume.token.encode("utf-8", "surrogatepass")
+        known = compare_digest(token, self.token.encode())
+        known |= compare_digest(token, self._previous_token.encode("utf-8", "surrogatepass"))
         return known and self._outbox.acked <= resume.received <= self._outbox.sent
 
     def attach(self, carrier: Channel, resume: frames.Resume | None = None) -> None:
@@ -187,7 +189,7 @@ class Session:
         self._grace_until = self._sessions.deadlines.now() + grace
         self._sessions.deadlines.schedule(self)
 
-    def end(self, reason: Reason, *, code: int = 1006, retry: bool = False) -> None:
+    def end(self, reason: Reason, *, code: int = 1006) -> None:
         """It is over: its channels end, and the client is told if it can be."""
         if self._over:
             return
@@ -196,7 +198,7 @@ class Session:
         carrier, self._carrier = self._carrier, None
         if carrier is not None:
             carrier.data[_SESSION] = None
-            carrier.send(frames.encode(frames.End(reason.code, reason.text, retry)))
+            carrier.send(frames.encode(frames.End(reason.code, reason.text, reason.value.retry)))
             carrier.close()
         for channel in list(self._channels.values()):
             channel.over(Closing(reason, code, ""))
@@ -226,7 +228,9 @@ class Session:
             return
         limits = self._settings.limits
         outbox = self._outbox
-        if outbox.size >= limits.outbound_bytes or len(outbox) >= limits.outbound_messages:
+        # A carrier has the same bounds, and a welcome and acks to carry beside a whole replay.
+        full = outbox.size >= limits.outbound_bytes * _REPLAY_SHARE
+        if full or len(outbox) >= limits.outbound_messages * _REPLAY_SHARE:
             self.end(Reason.SLOW_CONSUMER)
             return
         outbox.add(frame)
@@ -485,7 +489,7 @@ class Sessions(Application):
     def shutdown(self) -> None:
         """End all of them; the clients are told to come back."""
         for session in list(self._sessions.values()):
-            session.end(Reason.SHUTDOWN, code=_TRY_AGAIN, retry=True)
+            session.end(Reason.SHUTDOWN, code=_TRY_AGAIN)
 
 
 _DONE = "gateway.hello"
