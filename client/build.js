@@ -21,6 +21,9 @@ const REPLACED = {
     export const globalThisShim = globalThis;
     export const defaultBinaryType = 'arraybuffer';
     export const createCookieJar = () => undefined;`,
+  // Our connections are made from options, not from a URL, and by browsers that all have CORS.
+  'contrib/parseuri.js': 'export const parse = () => ({});',
+  'contrib/has-cors.js': 'export const hasCORS = true;',
 };
 const ENTRY = `
   export { Socket } from './socket.js';
@@ -59,7 +62,9 @@ async function bundle() {
     sourcemap: 'linked',
     legalComments: 'none',
     banner: { js: `/* gateway client ${version}, MIT; contains engine.io-client, MIT */` },
-    define: { __VERSION__: JSON.stringify(version) },
+    // The package's private names. Its public ones, and ours, have no underscore.
+    mangleProps: /^_[a-z]/,
+    define: { __VERSION__: JSON.stringify(version), attachEvent: 'undefined' },
     plugins: [onlyWhatIsUsed],
     write: false,
   });

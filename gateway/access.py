@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,7 +13,11 @@ from .application import Request
 from .protocol.handshake import Code, Refused
 from .protocol.origins import OriginPolicy, own_origin
 
+log = logging.getLogger("gateway")
+
 Authenticate = Callable[[Request], Awaitable[Any]]
+
+_SHOWN = 200  # characters of what a stranger sent, in the log
 
 
 class Access:
@@ -41,10 +46,16 @@ class Access:
             return
         if _values(headers, "Origin") > 1:
             raise Refused(Code.BAD_REQUEST, "Origin is given twice")
-        if self.origins.allows(origin, own_origin(request.scheme, request.host)):
-            return
         if site == "same-origin" and self.origins.same_only and origin != "null":
             return
+        if self.origins.allows(origin, own_origin(request.scheme, request.host)):
+            return
+        # A page is told no more than 1006: whoever looks for the reason finds it here.
+        log.info(
+            "%r: a page of %r is refused; list it in `origins`, or behind a TLS proxy set `trusted_proxies`",
+            request.path[:_SHOWN],
+            origin[:_SHOWN],
+        )
         raise Refused(
             Code.FORBIDDEN,
             "this origin may not connect; list it in `origins`, or behind a TLS proxy set `trusted_proxies`",

@@ -14,6 +14,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
 
 from aiohttp import hdrs, web
@@ -90,35 +91,9 @@ class Gateway:
         self.attach(app, root=True)
         return app
 
-    def serves(self, path: str) -> bool:
-        """Whether there is something at this path, once it runs."""
-        files = self._running.files if self._running is not None else ()
-        return path in (_ENGINE, _STATUS) or path in files or self._find(path) is not None
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer one request for a path that is served."""
-        running = self._running
-        if running is None or (running.stopping and "sid" not in request.query):
-            return _stopping()
-        path = read_path(request.raw_path) or ""
-        if path == _ENGINE:
-            return await running.session_endpoint.handle(request)
-        if path == _STATUS:
-            return running.status(request)
-        found = self._find(path)
-        if found is None:
-            return running.files.answer(request, path)
-        mount, over_engine = found
-        return await (running.engines[mount] if over_engine else running.plain).handle(request)
-
-    def _find(self, path: str) -> tuple[Mount, bool] | None:
-        """The route at this path, and whether this is its Engine.IO endpoint."""
-        base = engine_base(path)
-        found = self.table.match(base) if base is not None else None
-        if found is not None:
-            return found[0], True
-        found = self.table.match(path)
-        return None if found is None else (found[0], False)
+    def find(self, path: str) -> WebHandler | None:
+        """What answers requests for this path; None if nothing does, or it does not run."""
+        return None if self._running is None else self._running.find(path)
 
     def _mount(self, route: Route, default: OriginPolicy | None) -> Mount:
         if route.is_reserved:
@@ -133,6 +108,11 @@ class Gateway:
 
     async def _shutdown(self, _: web.Application) -> None:
         await self.stop()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `stop` has been called: no new clients are let in."""
+        return self._running is not None and self._running.stopping
 
     async def stop(self) -> None:
         """Send everybody away, as the application's shutdown does. Only the first call counts.
@@ -150,7 +130,7 @@ class _Running:
         self.files = files
         self._gateway = gateway
         self._settings = settings = gateway.settings
-        table = gateway.table
+        self._table = table = gateway.table
         self.stopping = False
         self.registry = Registry(settings)
         self.sessions = Sessions(
@@ -178,6 +158,20 @@ class _Running:
             trusted=self._gateway.trusted,
         )
 
+    def find(self, path: str) -> WebHandler | None:
+        """See `Gateway.find`."""
+        if path == _ENGINE:
+            return self.session_endpoint.handle
+        if path == _STATUS:
+            return self.status
+        base = engine_base(path)
+        found = self._table.match(base) if base is not None else None
+        if found is not None:
+            return self.engines[found[0]].handle
+        if self._table.match(path) is not None:
+            return self.plain.handle
+        return partial(self.files.answer, path) if path in self.files else None
+
     async def stop(self) -> None:
         """See `Gateway.stop`."""
         self.stopping = True
@@ -200,7 +194,7 @@ class _Running:
         applications = (mount.application for mount in self._gateway.table.mounts)
         return [each for each in applications if isinstance(each, HandlerApplication) and len(each)]
 
-    def status(self, request: web.Request) -> web.Response:
+    async def status(self, request: web.Request) -> web.StreamResponse:
         """Counts, for whoever sits at this machine."""
         if not _is_local(request):
             return refusal(not_found())
@@ -220,7 +214,7 @@ class _Paths(web.AbstractResource):
         super().__init__(name="gateway")
         self._gateway = gateway
         self._root = root
-        self._route = web.ResourceRoute("*", gateway.handle, self)
+        self._route = web.ResourceRoute("*", _answer, self)
 
     # aiohttp asks last those whose canonical path begins with a variable.
     @property
@@ -229,16 +223,20 @@ class _Paths(web.AbstractResource):
 
     async def resolve(self, request: web.Request) -> Any:
         path = read_path(request.raw_path)
-        if path is None or not self._serves(path):
+        handler = None if path is None else self._find(path)
+        if handler is None:
             return None, set()
-        return web.UrlMappingMatchInfo({}, self._route), {"GET", "POST"}
+        if self._gateway.is_stopping and "sid" not in request.query:  # the others come for their last words
+            handler = _stopping
+        return _Found(handler, self._route), {"GET", "POST"}
 
     def raw_match(self, path: str) -> bool:
-        return self._serves(path)
+        return self._find(path) is not None
 
-    def _serves(self, path: str) -> bool:
-        at_root = path == "/" and self._gateway.table.match(path) is None
-        return self._gateway.serves(path) and (self._root or not at_root)
+    def _find(self, path: str) -> WebHandler | None:
+        if path == "/" and not self._root and self._gateway.table.match(path) is None:
+            return None
+        return self._gateway.find(path)
 
     def get_info(self) -> Any:
         return {"path": self.canonical}
@@ -256,6 +254,22 @@ class _Paths(web.AbstractResource):
         return iter((self._route,))
 
 
+class _Found(web.UrlMappingMatchInfo):
+    """Carries what answers a request from where its path was looked up to where it is handled."""
+
+    __slots__ = ("answer",)
+
+    def __init__(self, handler: WebHandler, route: web.AbstractRoute) -> None:
+        super().__init__({}, route)
+        self.answer = handler
+
+
+async def _answer(request: web.Request) -> web.StreamResponse:
+    found = request.match_info
+    assert isinstance(found, _Found)
+    return await found.answer(request)
+
+
 @web.middleware
 async def _errors_in_json(request: web.Request, handler: WebHandler) -> web.StreamResponse:
     """One shape of error for every path."""
@@ -265,7 +279,7 @@ async def _errors_in_json(request: web.Request, handler: WebHandler) -> web.Stre
         return refusal(not_found(), close=request.can_read_body)
 
 
-def _stopping() -> web.Response:
+async def _stopping(_: web.Request) -> web.StreamResponse:
     response = refusal(Refused(Code.FORBIDDEN, "this gateway is stopping; come back", 503), close=True)
     response.headers[hdrs.RETRY_AFTER] = "1"
     return response
@@ -280,7 +294,7 @@ def _is_local(request: web.Request) -> bool:
         not passed_on
         and request.remote in ("127.0.0.1", "::1")
         and host in ("127.0.0.1", "localhost", "[::1]")
-        and request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
+        and headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
     )
 
 
@@ -312,11 +326,14 @@ def run_app(
 
     The stop is graceful: clients are told, and every `on_close` runs, for `timeouts.drain` at the
     most. A second signal ends the process at once. `path` is a unix socket, in place of host and
-    port; `ready` is told where it listens. Raises `OSError` when it cannot listen there.
+    port; `ready` is told where it listens. Raises `OSError` when it cannot listen there, `ValueError`
+    for an application and routes together: `Gateway(routes).attach(app)` says what is meant.
     """
-    settings = settings or Settings()
+    settings, routes = settings or Settings(), list(routes)
     if app is None:
         app = Gateway(routes, settings=settings).application()
+    elif routes:
+        raise ValueError("an application and routes: Gateway(routes).attach(app) joins them")
     listen = Listen(host, port, path)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(app, listen, settings, ready or _announce))

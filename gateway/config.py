@@ -41,9 +41,9 @@ class Limits:
     inbound_bytes: int = 1_048_576  # waiting for one client's handler
     inbound_messages: int = 64
     connections: int = 100_000  # per process
-    half_open: int = (
-        1_000  # handshakes of one address without a second request: an office behind one proxy fits
-    )
+    # Handshakes of one address without a second request. After a restart all users of a proxy come back
+    # in the same second, and a proxy that nobody has declared makes the whole site one address.
+    half_open: int = 4_000
     channels: int = 256  # open virtual WebSockets of one page
     threads: int = 64  # for blocking handlers; each waits for its turn beyond that
     pings: int = 100  # WebSocket pings per second; a browser cannot send any

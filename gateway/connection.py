@@ -6,14 +6,13 @@ applications; a `Listener` is told of messages and of the end.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from math import inf
 from typing import Protocol
 
 from .config import Settings
 from .protocol.handshake import POLLING, open_packet
-from .protocol.heartbeat import Heartbeat
+from .protocol.heartbeat import SPARE, Heartbeat
 from .protocol.moves import Action, IllegalMove, Input, State, move
 from .protocol.packets import (
     CLOSE_WIRE,
@@ -25,15 +24,12 @@ from .protocol.packets import (
     PacketType,
     Wire,
 )
-from .protocol.payloads import SEPARATOR, encode_payload
+from .protocol.payloads import can_carry, encode_payload
 from .protocol.reasons import Reason
 from .transports import PollingTransport, Respond, Transport
 
 # While a client is between `3probe` and `5` it waits for its GET to end before it goes on.
 _PROBED_HOLD = 0.1  # s
-# After a stall nobody is judged before what arrived meanwhile has been read.
-_SPARE = 1.0  # s
-
 # Ends that leave the client's end of the line alone: what was sent before is delivered first.
 _POLITE = frozenset((Reason.SERVER_CLOSE, Reason.SHUTDOWN, Reason.STATE_LOST, Reason.REPLACED))
 
@@ -91,6 +87,7 @@ class Connection:
         "_connect_until",
         "_upgrade_until",
         "_close_until",
+        "_spared_until",
         "__weakref__",
     )
 
@@ -106,7 +103,7 @@ class Connection:
         self._loop = loop
         self._candidate: Transport | None = None
         self._heartbeat = Heartbeat(settings.ping.interval, settings.ping.timeout, inf)
-        self._queue: deque[Wire] = deque()
+        self._queue: list[Wire] = []
         self._queued_bytes = 0
         self._drained: list[Callable[[], None]] = []
         self._flushing = False
@@ -117,6 +114,7 @@ class Connection:
         self._connect_until = inf
         self._upgrade_until = inf
         self._close_until = inf
+        self._spared_until = -inf
 
     # -- the beginning -----------------------------------------------------------------------------
 
@@ -173,7 +171,7 @@ class Connection:
             return
         transport = self.transport
         if transport is None or transport.coalesces:
-            if isinstance(packet, str) and SEPARATOR in packet:
+            if not can_carry(packet):
                 raise ValueError("text with U+001E cannot travel over Engine.IO polling: send it as bytes")
             self._enqueue(packet)
             self._flush_soon()
@@ -230,10 +228,10 @@ class Connection:
         """The transport for GETs and POSTs, or None once the connection is on a websocket."""
         return self.transport if isinstance(self.transport, PollingTransport) else None
 
-    def poll(self, transport: PollingTransport, respond: Respond) -> None:
+    def poll(self, transport: PollingTransport, respond: Respond, once: str | None = None) -> None:
         """A GET arrived; see `PollingTransport.poll`."""
         self._heard()
-        transport.poll(respond)
+        transport.poll(respond, once)
         if not transport.writable:
             return
         hold = _PROBED_HOLD if self.state is State.PROBED else self.settings.timeouts.poll_hold
@@ -247,10 +245,10 @@ class Connection:
             self._grace_until = self._loop.now() + self.settings.timeouts.poll_grace
             self._loop.schedule(self)
 
-    def begin_post(self, transport: PollingTransport) -> None:
+    def begin_post(self, transport: PollingTransport, once: str | None = None) -> bool:
         """A POST arrived; see `PollingTransport.begin_post`."""
         self._heard()
-        transport.begin_post()
+        return transport.begin_post(once)
 
     def offer(self, candidate: Transport) -> bool:
         """A websocket wants to take over. False if it may not; then the caller closes it."""
@@ -304,7 +302,7 @@ class Connection:
     def returned(self, transport: Transport, packets: list[Wire]) -> None:
         """Packets that never left go first again. Their client has gone, and may come back."""
         if transport is self.transport:
-            self._queue.extendleft(reversed(packets))
+            self._queue[:0] = packets
             self._queued_bytes += sum(map(len, packets))
             self._grace_until = self._loop.now() + self.settings.timeouts.poll_grace
             self._loop.schedule(self)
@@ -330,20 +328,26 @@ class Connection:
             return inf
         if self.state is State.CLOSING:
             return self._close_until
-        stuck = self.transport.busy_since if self.transport is not None else None
         return min(
             inf if self._paused else self._heartbeat.deadline,
-            inf if stuck is None else stuck + self.settings.timeouts.send,
+            self._stuck_until,
             self._hold_until,
             self._grace_until,
             self._connect_until,
             self._upgrade_until,
         )
 
+    @property
+    def _stuck_until(self) -> float:
+        """When a write has been stuck for too long."""
+        stuck = self.transport.busy_since if self.transport is not None else None
+        return inf if stuck is None else max(stuck + self.settings.timeouts.send, self._spared_until)
+
     def spare(self, now: float) -> None:
         """The loop has just come back from a stall: the client was not silent, we were deaf."""
-        until = now + min(self.settings.ping.timeout, _SPARE)
+        until = now + min(self.settings.ping.timeout, SPARE)
         self._heartbeat.spare(until)
+        self._spared_until = until
         if self._grace_until < until:
             self._grace_until = until
         if self._connect_until < until:
@@ -376,8 +380,7 @@ class Connection:
             return Reason.TRANSPORT_CLOSE
         if now >= self._connect_until:
             return Reason.NEVER_OPENED
-        stuck = self.transport.busy_since if self.transport is not None else None
-        if stuck is not None and now >= stuck + self.settings.timeouts.send:
+        if now >= self._stuck_until:
             return Reason.SLOW_CONSUMER
         if not self._paused and self._heartbeat.expired(now):
             return Reason.PING_TIMEOUT
@@ -422,14 +425,9 @@ class Connection:
 
     def _take(self, batch: int | None = None) -> list[Wire]:
         """Everything that waits, or the first `batch` packets of it."""
-        queue = self._queue
-        if batch is None or len(queue) <= batch:
-            packets = list(queue)
-            queue.clear()
-            self._queued_bytes = 0
-        else:
-            packets = [queue.popleft() for _ in range(batch)]
-            self._queued_bytes -= sum(map(len, packets))
+        packets = self._queue[:batch]
+        del self._queue[:batch]
+        self._queued_bytes -= sum(map(len, packets))
         if self._drained and not self.congested:
             waiting, self._drained = self._drained, []
             for call in waiting:
@@ -459,13 +457,15 @@ class Connection:
     # -- the end -----------------------------------------------------------------------------------
 
     def _end(self, reason: Reason) -> None:
+        probed = self.state is State.PROBED
         self._move(Input.END)
-        self._finish_end(reason)
+        self._finish_end(reason, probed=probed)
 
-    def _finish_end(self, reason: Reason) -> None:
+    def _finish_end(self, reason: Reason, *, probed: bool = False) -> None:
         """Tell the listener, and end the transport in the way that the reason asks for."""
         self.reason = reason
-        self._drop_candidate(reason)
+        if not (probed and reason in _POLITE):
+            self._drop_candidate(reason)  # or else the client may never poll again: its next word is `5`
         transport = self.transport
         if reason not in _POLITE:
             self._take()
@@ -509,6 +509,7 @@ class Connection:
         if self.state is State.CLOSED:
             return
         self._move(Input.DRAINED)
+        self._drop_candidate(self.reason or Reason.SERVER_CLOSE)
         self._take()
         self._loop.gone(self)
 

@@ -19,6 +19,7 @@ Call = Callable[..., Awaitable[None] | None]
 _tasks: set[asyncio.Task[None]] = set()
 
 
+_TURN = 0.002  # s: calls that wait for nothing let the rest of the loop have its turn
 _OVERFULL = 8  # times the bounds: whoever goes on reading although it is full stops here
 
 
@@ -63,6 +64,11 @@ class Mailbox:
     def is_full(self) -> bool:
         """Whether the owner should not read."""
         return self._is_full
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a call has not ended."""
+        return self._running
 
     @property
     def is_overfull(self) -> bool:
@@ -115,10 +121,15 @@ class Mailbox:
         task.add_done_callback(_tasks.discard)
 
     async def _drain(self, awaitable: Awaitable[None] | None) -> None:
+        now = asyncio.get_running_loop().time
+        until = now() + _TURN
         while True:
             try:
                 if awaitable is not None:
                     await _finish(awaitable)
+                if now() >= until:
+                    await asyncio.sleep(0)
+                    until = now() + _TURN
             except asyncio.CancelledError:
                 self._check_cancelled()
             if not self._waiting:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from .config import Settings
 from .connection import Connection
+from .protocol.heartbeat import SPARE
 from .protocol.reasons import Reason
 from .stalls import LATE, StallWatch
 
@@ -98,7 +99,7 @@ class Deadlines:
         self._rest()
 
     def _judge(self, item: Timed, now: float) -> None:
-        if self._stall_ended + 1.0 > now:
+        if self._stall_ended + SPARE > now:
             item.spare(self._stall_ended)
         if item.deadline <= now:
             item.judge(now)

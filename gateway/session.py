@@ -43,6 +43,7 @@ class SessionChannel(ServedChannel):
         super().__init__(session.id, request, _NOBODY, settings)
         self._session = session
         self._number = number
+        self._opening = True  # until `open` returns
         self._accepted = False
         self._left = False  # the client closed it before it was accepted
         self._early: list[Wire] = []  # what the application says before the client knows the channel
@@ -80,11 +81,24 @@ class SessionChannel(ServedChannel):
         else:
             self._early.append(frame)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the application is at work for it."""
+        return self._opening or self._mailbox.is_running
+
     async def open(self, directory: Directory, offered: tuple[str, ...]) -> None:
         """Find who serves it, ask, and tell the client."""
+        try:
+            await self._open_at(directory, offered)
+        finally:
+            self._opening = False
+
+    async def _open_at(self, directory: Directory, offered: tuple[str, ...]) -> None:
         self.offered = offered
         try:
             served = await directory.find(self.request)
+            if self.is_over:  # it left while `auth` was asked: nothing is opened any more
+                return
             self.request, self.user = served.request, served.user
             self.serve_by(served.application)
             await self.admit()
@@ -100,6 +114,12 @@ class SessionChannel(ServedChannel):
         for frame in self._early:
             self._session.post(frame)
         self._early.clear()
+
+    def receive(self, data: str | bytes) -> None:
+        """One message of the client, which may send none before it is accepted."""
+        if not self._accepted:
+            raise SessionError("a message on a channel that is not accepted")
+        self.deliver(data)
 
     def closed_by_client(self, code: int, reason: str) -> None:
         """The client said `C`: answer, unless this was the answer."""
@@ -130,6 +150,7 @@ class Session:
         self._outbox = Outbox()
         self._inbox = Inbox()
         self._channels: dict[int, SessionChannel] = {}
+        self._leavers: list[SessionChannel] = []  # closed by the client, but the application is at work yet
         self._last_channel = 0
         self._behind: set[SessionChannel] = set()
         self._caught_up = asyncio.Event()
@@ -268,7 +289,7 @@ class Session:
                 self._count(len(data))
                 channel = self._channel(number)
                 if channel is not None:
-                    channel.deliver(message)
+                    channel.receive(message)
                 return self._wait_caught_up() if self._behind else None
             case frames.Open():
                 self._count(len(data))
@@ -279,6 +300,7 @@ class Session:
                 if channel is not None:
                     del self._channels[number]
                     channel.closed_by_client(1005 if code is None else code, reason)
+                    self._note_leavers(channel)
             case _:
                 raise SessionError("a client does not send this")
         return None
@@ -304,12 +326,16 @@ class Session:
         if frame.channel <= self._last_channel:
             raise SessionError("a channel number is used twice")
         self._last_channel = frame.channel
-        if len(self._channels) >= self._settings.limits.channels:
+        self._note_leavers()
+        if len(self._channels) + len(self._leavers) >= self._settings.limits.channels:
             self.refuse(frame.channel, 429, "too many open sockets in one page")
             return
         channel = self._sessions.new_channel(self, frame)
         self._channels[frame.channel] = channel
         self._sessions.spawn(channel.open(self._sessions.directory, frame.protocols))
+
+    def _note_leavers(self, *more: SessionChannel) -> None:
+        self._leavers = [channel for channel in (*self._leavers, *more) if channel.is_busy]
 
     def _bye(self) -> None:
         """The page is being left: a reload is back at once, or nobody is."""

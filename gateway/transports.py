@@ -9,7 +9,7 @@ what all of them must do.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from .protocol.handshake import POLLING, WEBSOCKET
@@ -22,9 +22,9 @@ from .protocol.packets import (
     PacketError,
     PacketType,
     Wire,
-    decode_text,
+    decode_polling,
 )
-from .protocol.payloads import decode_payload, encode_payload
+from .protocol.payloads import decode_in_steps, encode_payload
 from .protocol.reasons import Reason
 
 
@@ -107,6 +107,10 @@ class PollingTransport(Transport):
     A wire calls `poll` for a GET, `post` for a POST. An answer counts as delivered when the next GET
     arrives, because a client sends that only after it has got the last answer; until then
     `undelivered` brings the packets back.
+
+    Browsers send a request again by themselves when its connection was cut before the answer, and
+    some proxies do. One with the same `once` as the last is that one again: a POST is taken once, and
+    a GET gets the same answer. Without `once` (stock clients) nobody can tell.
     """
 
     name = POLLING
@@ -115,10 +119,14 @@ class PollingTransport(Transport):
     def __init__(self, owner: Owner, batch: int | None = None) -> None:
         self.owner = owner
         self.batch = batch
-        self.paused = False
         self._respond: Respond | None = None
+        self._answered: Respond | None = None
         self._in_flight: list[Wire] = []
+        self._get: str | None = None
+        self._repeated = False
         self._posting = False
+        self._post: str | None = None
+        self._taken: str | None = None
         self._closed = False
 
     @property
@@ -134,21 +142,29 @@ class PollingTransport(Transport):
         respond = self._respond
         assert respond is not None, "write() while no GET is waiting"
         self._respond = None
+        self._answered = respond
         self._in_flight = packets
         respond(encode_payload(packets))
 
-    def poll(self, respond: Respond) -> None:
+    def poll(self, respond: Respond, once: str | None = None) -> None:
         """A GET arrived: what was answered to the last one has been delivered.
 
         `respond` is called once, at once or later, with the body of the answer. Raises `Overlap`
         while another GET is waiting; the connection is over then, and says so to the waiting one.
         """
+        again = once is not None and once == self._get
         if self._respond is not None:
-            self.owner.lost(self, Reason.TRANSPORT_ERROR)
-            raise Overlap("a second GET while one is waiting")
-        self._in_flight = []
+            if not (again or self._repeated):
+                self.owner.lost(self, Reason.TRANSPORT_ERROR)
+                raise Overlap("a second GET while one is waiting")
+            self.noop()  # the one that waits has most likely gone
+        packets, self._in_flight = self._in_flight if again else [], []
+        self._get, self._repeated = once, again
         self._respond = respond
-        self.owner.ready(self)
+        if packets:
+            self.write(packets)
+        else:
+            self.owner.ready(self)
 
     def abandon(self, respond: Respond) -> bool:
         """The waiting GET is gone before it was answered. False if it had been answered."""
@@ -157,18 +173,28 @@ class PollingTransport(Transport):
         self._respond = None
         return True
 
-    def undelivered(self) -> None:
-        """The last answer could not be written: its packets go to the front of the queue."""
+    def undelivered(self, respond: Respond) -> None:
+        """This answer could not be written: its packets go to the front of the queue."""
+        if respond is not self._answered:
+            return  # they have been asked for again already
         packets, self._in_flight = self._in_flight, []
         if not self._closed:
             self.owner.returned(self, packets)
 
-    def begin_post(self) -> None:
-        """A POST arrived; its body may still be coming. Raises `Overlap` if there is another."""
+    def begin_post(self, once: str | None = None) -> bool:
+        """A POST arrived; its body may still be coming. Raises `Overlap` if there is another.
+
+        False if it was taken before: then it is to be answered as it was, and nothing more.
+        """
+        if once is not None and once == self._taken:
+            return False
         if self._posting:
-            self.owner.lost(self, Reason.TRANSPORT_ERROR)
+            if once is None or once != self._post:
+                self.owner.lost(self, Reason.TRANSPORT_ERROR)
             raise Overlap("a second POST while one is being read")
         self._posting = True
+        self._post = once
+        return True
 
     def end_post(self) -> None:
         """The POST that `begin_post` announced is over, whatever became of it."""
@@ -176,16 +202,34 @@ class PollingTransport(Transport):
 
     def post(self, body: bytes) -> None:
         """The whole body of a POST. Raises `PacketError`; then none of it was delivered."""
-        if self._closed:
-            raise PacketError("the connection has left polling")
+        for _ in self.post_in_steps(body):
+            pass
+
+    def post_in_steps(self, body: bytes) -> Iterator[None]:
+        """The same in small steps, because a body may hold very many packets: exhaust it.
+
+        Also raises `PacketError` if the connection leaves polling between two steps.
+        """
+        self._check_open()
+        packets: list[tuple[PacketType, str | bytes]] = []
         try:
-            packets = _read_post(body)
+            for some in _read_post(body):
+                packets += some
+                yield
         except PacketError:
             self.owner.lost(self, Reason.PARSE_ERROR)
             raise
         received = self.owner.received
-        for kind, data in packets:
-            received(self, kind, data)
+        for start in range(0, len(packets), _STEP):
+            self._check_open()
+            for kind, data in packets[start : start + _STEP]:
+                received(self, kind, data)
+            yield
+        self._taken = self._post
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PacketError("the connection has left polling")
 
     def noop(self) -> None:
         """Answer the waiting GET, if there is one, with nothing to read."""
@@ -199,32 +243,32 @@ class PollingTransport(Transport):
         if self._respond is not None:
             self.write([NOOP_WIRE if reason is Reason.CLIENT_CLOSE else CLOSE_WIRE])
 
-    def pause(self) -> None:
-        self.paused = True
 
-    def resume(self) -> None:
-        self.paused = False
+_STEP = 100  # packets
 
 
-def _read_post(body: bytes) -> list[tuple[PacketType, str | bytes]]:
-    packets = decode_payload(body)
-    if not _FROM_POLLING.issuperset([kind for kind, _ in packets]):
-        raise PacketError("packet type is not for a client to send here")
-    return packets
+def _read_post(body: bytes) -> Iterator[list[tuple[PacketType, str | bytes]]]:
+    for packets in decode_in_steps(body, _STEP):
+        if not _FROM_POLLING.issuperset([kind for kind, _ in packets]):
+            raise PacketError("packet type is not for a client to send here")
+        yield packets
 
 
 def receive_frame(transport: Transport, data: str | bytes) -> None:
-    """Hand one websocket frame's packet to the owner, or tell it that there was none."""
+    """Hand one websocket frame's packet to the owner, or tell it that there was none.
+
+    Stock clients with `forceBase64` send binary messages as text here, too.
+    """
     if not isinstance(data, str):
         transport.owner.received(transport, MESSAGE, data)
         return
     try:
-        kind, text = decode_text(data)
+        kind, content = decode_polling(data)
     except PacketError:
         transport.owner.lost(transport, Reason.PARSE_ERROR)
         transport.close(Reason.PARSE_ERROR)
         return
-    transport.owner.received(transport, kind, text)
+    transport.owner.received(transport, kind, content)
 
 
 class MemoryTransport(Transport):

@@ -17,7 +17,7 @@ interface GatewaySocketConstructor {
   /** How the page's default endpoint is connected, at this moment. */
   readonly connection: GatewayConnection;
   /** Settings for sockets made from now on, and for the banner. */
-  configure(options: GatewayOptions): void;
+  configure(options?: GatewayOptions): void;
   /** Try to connect now, instead of at the end of the countdown. */
   retry(): void;
   /** Block (or unblock) WebSockets for this tab, as a firewall would, to watch the fallback. */
@@ -43,7 +43,7 @@ interface GatewayOptions {
   endpoint?: string | null;
   /** Show the banner. */
   banner?: boolean;
-  /** Send cookies to an endpoint of another origin. */
+  /** Long-polling sends cookies to an endpoint of another origin. */
   credentials?: boolean;
   texts?: Partial<GatewayTexts>;
 }

@@ -37,6 +37,19 @@ ANY = Access(OriginPolicy(["*"]))
 USERS = Access(None, nobody)
 
 
+def test_who_looks_for_a_refused_page_finds_it_in_the_log_on_one_line(caplog):
+    caplog.set_level("INFO")
+    assert answer(SAME, "GET", request(("Origin", "https://evil.com\nforged" + "x" * 1000))) == 403
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert "'https://evil.com\\nforged" in line
+    assert "origins" in line
+    assert "\n" not in line
+    assert len(line) < 500
+    assert answer(SAME, "GET", request(("Origin", OWN))) == 200
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 @pytest.mark.parametrize(
     ("access", "headers", "status"),

@@ -322,3 +322,8 @@ def test_the_document_has_every_setting_with_its_default(kind):
     for row in dataclasses.fields(kind):
         (line,) = [line for line in text.splitlines() if re.match(rf"\|.*`{row.name}`.*\|", line)]
         assert f"{row.default:,}".removesuffix(".0") in line
+
+
+def test_the_engineservers_document_has_the_same_bound():
+    text = (ROOT / "docs" / "engineserver.md").read_text()
+    assert f"{Limits().outbound_messages:,} messages" in text

@@ -44,7 +44,7 @@ class Get:
 
     def fail(self) -> None:
         """The answer could not be written."""
-        self._client.polling.undelivered()
+        self._client.polling.undelivered(self.respond)
 
 
 class Client:
@@ -547,6 +547,38 @@ def test_the_end_of_polling_takes_the_candidate_with_it(polling):
     candidate = polling.offer()
     polling.connection.close(Reason.SHUTDOWN)
     assert candidate.closed_with is Reason.SHUTDOWN
+
+
+def test_a_close_between_probe_and_upgrade_is_heard_on_the_websocket(polling):
+    candidate = polling.offer()
+    candidate.feed("2probe")
+    polling.send("last words")
+    polling.connection.close(Reason.SERVER_CLOSE)
+    assert candidate.closed_with is None
+    candidate.feed("5")  # the client has put polling aside: it would not hear it anywhere else
+    assert candidate.sent == ["3probe", "4last words", "1"]
+    assert candidate.closed_with is Reason.SERVER_CLOSE
+    assert polling.state is State.CLOSED
+    assert polling.heard.reason is Reason.SERVER_CLOSE
+
+
+def test_a_close_between_probe_and_upgrade_is_heard_on_polling(polling):
+    candidate = polling.offer()
+    candidate.feed("2probe")
+    polling.send("last words")
+    polling.connection.close(Reason.SERVER_CLOSE)
+    assert polling.get().packets == ["4last words", "1"]
+    assert candidate.closed_with is Reason.SERVER_CLOSE
+    assert polling.state is State.CLOSED
+
+
+def test_a_client_that_never_finishes_the_upgrade_does_not_hold_up_the_close(polling):
+    candidate = polling.offer()
+    candidate.feed("2probe")
+    polling.connection.close(Reason.SERVER_CLOSE)
+    polling.loop.advance(SETTINGS.timeouts.close)
+    assert candidate.closed_with is Reason.SERVER_CLOSE
+    assert polling.state is State.CLOSED
 
 
 def test_a_post_that_was_under_way_when_the_upgrade_was_done_is_refused(polling):

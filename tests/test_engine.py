@@ -191,10 +191,10 @@ async def test_the_environ_is_that_of_a_wsgi_server(serve: Serve) -> None:
     seen: dict[str, Any] = {}
     eio.on("connect", lambda sid, environ: seen.update(environ))
     peer = await serve(eio)
-    await peer.open("&room=a%20b", headers={"X-Name": "value", "X-Forwarded-For": "6.6.6.6"})
+    await peer.open("&room=a%20%26b", headers={"X-Name": "value", "X-Forwarded-For": "6.6.6.6"})
     assert seen["REQUEST_METHOD"] == "GET"
     assert seen["PATH_INFO"] == "/engine.io/"
-    assert seen["QUERY_STRING"] == HANDSHAKE + "&room=a b"
+    assert seen["QUERY_STRING"] == HANDSHAKE + "&room=a%20%26b"  # as sent
     assert seen["HTTP_X_NAME"] == "value"
     assert seen["HTTP_HOST"].startswith("127.0.0.1:")
     assert seen["REMOTE_ADDR"] == "127.0.0.1"

@@ -167,6 +167,13 @@ async def test_no_more_connections_than_allowed_in_all():
     await live.shutdown()
 
 
+async def test_two_thousand_may_come_at_once_from_one_address():
+    live = Registry(Settings())
+    for number in range(2_000):
+        live.create(str(number), "a proxy")
+    assert len(live.connections) == 2_000
+
+
 async def test_handshakes_that_lead_to_nothing_are_counted_by_address():
     live = registry(half_open=2)
     opened(live, "1", "a")

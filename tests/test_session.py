@@ -7,6 +7,7 @@ the page's side of all this in `client/test/`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 
 import pytest
@@ -16,6 +17,7 @@ from gateway import Gateway, Refuse, Route
 from gateway.config import Limits, Ping, Settings, Timeouts
 from gateway.protocol import frames
 from gateway.protocol.reasons import Reason
+from gateway.session import SessionChannel
 from tests.support.running import PATIENCE, Log, running
 from tests.support.session_client import SessionClient
 
@@ -149,6 +151,19 @@ async def test_a_close_of_the_client_is_answered_and_told(client, log, close, co
     await client.post(close)
     assert await client.next() == frames.Close(1)
     await log.until("close", Reason.CLIENT_CLOSE, code, text)
+
+
+async def test_channels_that_were_closed_are_forgotten(client, log):
+    for number in range(1, 6):
+        await client.open("/echo/a")
+        await client.post(frames.Close(number))
+        assert await client.next() == frames.Close(number)
+    await log.until_count(5, ("close", Reason.CLIENT_CLOSE, 1005, ""))
+    last = await client.open("/echo/a")
+    gc.collect()
+    # Not isinstance, which asks what a dead weak proxy stood for.
+    numbers = [each._number for each in gc.get_objects() if type(each) is SessionChannel]
+    assert numbers == [last]
 
 
 async def test_a_close_of_the_application_reaches_the_client(client):

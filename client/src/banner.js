@@ -44,8 +44,10 @@ button {
 }
 button:hover { background: var(--gateway-banner-button-hover, rgb(255 255 255 / .26)); }
 button:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
+span, button { unicode-bidi: plaintext; }
 [hidden] { display: none; }
 @keyframes rise { from { opacity: 0; transform: translateY(8px); } }
+@media print { :host { display: none; } }
 @media (prefers-reduced-motion: reduce) { .box { animation: none; } }
 `;
 
@@ -128,7 +130,9 @@ export class Banner {
   }
 
   #count(text) {
-    const { count } = this.#parts;
+    const { host, count } = this.#parts;
+    // A framework may have replaced all that was in the body, now or since the last count.
+    if (!host.isConnected) this.#attach(host);
     count.hidden = text === '';
     if (count.textContent !== text) count.textContent = text;
   }
@@ -151,6 +155,10 @@ export class Banner {
     host.classList.toggle('top', covered);
   }
 
+  #attach(host) {
+    (this.#document.body ?? this.#document.documentElement).append(host);
+  }
+
   #build() {
     const make = (name, className) => {
       const element = this.#document.createElement(name);
@@ -170,7 +178,6 @@ export class Banner {
     shadow.adoptedStyleSheets = [styleSheet(this.#document)];
     shadow.append(box);
     host.hidden = true;
-    (this.#document.body ?? this.#document.documentElement).append(host);
     return { host, box, message, count, button };
   }
 }

@@ -27,6 +27,7 @@ export class Channel {
   state = 'opening';
   #session;
   #sink;
+  #url;
   #offered;
   #asked = null;
   #timer = null;
@@ -35,6 +36,7 @@ export class Channel {
     this.number = number;
     this.#session = session;
     this.#sink = sink;
+    this.#url = url;
     this.#offered = protocols;
     this.#control('open', { url, protocols });
   }
@@ -66,7 +68,7 @@ export class Channel {
   /** A frame of this channel has come from the gateway. */
   receive(frame) {
     if (frame.kind === 'accept') this.#accept(frame.fields.protocol);
-    else if (frame.kind === 'refuse') this.fail();
+    else if (frame.kind === 'refuse') this.#refused(frame.fields);
     else if (frame.kind === 'close') this.#closed(frame.fields);
     else if (this.state === 'open') this.#sink.message(frame.text ?? frame.data);
   }
@@ -80,6 +82,15 @@ export class Channel {
     this.#sink.accept(protocol);
   }
 
+  // The socket may say no more than 1006. Browsers tell the console why a handshake failed; so do we,
+  // without the query, which may hold a secret.
+  #refused({ status, reason }) {
+    if (this.state === 'opening') {
+      console.warn(`GatewaySocket: ${this.#url.split('?', 1)[0]} is refused: ${status} ${reason}`);
+    }
+    this.fail();
+  }
+
   #closed(fields) {
     if (this.state === 'opening') throw new frames.ProtocolError('closed before accepted');
     if (this.state === 'open') this.#control('close', fields);
@@ -90,8 +101,19 @@ export class Channel {
   #begin(fields) {
     this.state = 'closing';
     this.#asked = fields;
-    this.#control('close', fields);
-    this.#timer = this.#session.clock.setTimeout(() => this.fail(), CLOSE_WAIT_MS);
+    let sent = false;
+    this.#control('close', fields, () => {
+      sent = true;
+    });
+    this.#await(() => sent);
+  }
+
+  // Behind a long upload our close has not even left yet.
+  #await(sent) {
+    this.#timer = this.#session.clock.setTimeout(() => {
+      if (this.#session.state === 'open' && !sent()) this.#await(sent);
+      else this.fail();
+    }, CLOSE_WAIT_MS);
   }
 
   #cancel(fields) {
@@ -100,7 +122,10 @@ export class Channel {
   }
 
   #giveUp(fields) {
-    this.#session.cancel(this.number, () => this.#control('close', fields));
+    const close = () => this.#control('close', fields);
+    // What was sent before a message that is too big still arrives; otherwise room has to be made.
+    if (fields.report) close();
+    else this.#session.cancel(this.number, close);
     this.#end({ ...ABNORMAL, ...(fields.report ?? {}), failed: true });
   }
 
@@ -111,9 +136,9 @@ export class Channel {
     this.#sink.close(end);
   }
 
-  #control(kind, fields) {
+  #control(kind, fields, flushed) {
     const frame = frames.control(kind, fields, this.number);
     const opens = kind === 'open';
-    this.#session.push({ frame, size: wireSize(frame), channel: this.number, opens });
+    this.#session.push({ frame, size: wireSize(frame), channel: this.number, opens, flushed });
   }
 }

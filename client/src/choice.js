@@ -32,7 +32,7 @@ function tryStorage(action) {
   }
 }
 
-/** A Storage that may be missing or refused: `storage()` is called at each use. */
+/** A Storage that may be null, as in some web views, or refused: `storage()` is called at each use. */
 export class Memory {
   #storage;
   constructor(storage) {
@@ -40,14 +40,14 @@ export class Memory {
   }
 
   read(key) {
-    return tryStorage(() => this.#storage().getItem(key));
+    return tryStorage(() => this.#storage()?.getItem(key) ?? null);
   }
 
   /** `value` null removes the key. */
   write(key, value) {
     tryStorage(() => {
-      if (value === null) this.#storage().removeItem(key);
-      else this.#storage().setItem(key, value);
+      if (value === null) this.#storage()?.removeItem(key);
+      else this.#storage()?.setItem(key, value);
     });
   }
 }

@@ -3,6 +3,7 @@
 // Knows nothing of frames: what it carries is a list of texts and bytes.
 
 import { PROBE_MS, WHY } from './choice.js';
+import { ACK_SPARE_BYTES } from './replay.js';
 
 /** From `2probe` to the end of the upgrade: the poll under way must return, and a POST with it. */
 export const UPGRADE_MS = 10_000;
@@ -15,8 +16,13 @@ const SOCKET_POLL_MS = 20;
 // and 600 ms of round trip still leave 3 Mbit/s. A single message may be larger.
 const POST_BYTES = 256 * 1024;
 
-// An ack may be put in front of a batch.
-const ACK_SPARE_BYTES = 64;
+// What a proxy answers while it has no way to the gateway, or has waited too long, and when to ask it
+// again; once, and then the connection is given up.
+const PASSING = new Set([502, 503, 504]);
+const REPEAT_MS = 100;
+
+// A page that was busy or asleep sees its timers first: the answer may wait behind them.
+const LATE_MS = 500;
 
 /**
  * The two transports, made from engine.io-client's (`XHR` and `WebSocket`, or the Node variants).
@@ -31,7 +37,26 @@ export function createTransports({ XHR, WebSocket }, clock) {
       this.#requests.add(request);
       request.on('success', () => this.#requests.delete(request));
       request.on('error', () => this.#requests.delete(request));
+      if (options) request.on('data', (answer) => this.#checkPost(answer));
+      this.#repeat(request);
       return request;
+    }
+
+    // One bad moment of a proxy ends nothing: the gateway knows a request that comes twice.
+    #repeat(request) {
+      request._onError = (status) => {
+        delete request._onError;
+        if (!PASSING.has(status)) return request._onError(status);
+        request._cleanup();
+        return clock.setTimeout(() => {
+          if (this.#requests.has(request)) request._create();
+        }, REPEAT_MS);
+      };
+    }
+
+    // Whoever answers a POST with a page has not handed it on.
+    #checkPost(answer) {
+      if (looksLikeHtml(answer)) this.onError('not an answer to a POST', 'html');
     }
 
     onData(data) {
@@ -60,12 +85,18 @@ export function createTransports({ XHR, WebSocket }, clock) {
       const { watch } = this.opts;
       watch.probe = this;
       watch.failure = 'refused';
-      this.#timer = clock.setTimeout(() => {
-        watch.failure = 'silent';
-        this.onError('no answer to the probe');
-      }, PROBE_MS);
+      this.#expect(PROBE_MS, true);
       this.once('packet', () => clock.clearTimeout(this.#timer));
       super.doOpen();
+    }
+
+    #expect(wait, patient) {
+      const due = clock.now() + wait;
+      this.#timer = clock.setTimeout(() => {
+        if (patient && clock.now() - due > LATE_MS) return this.#expect(LATE_MS, false);
+        this.opts.watch.failure = 'silent';
+        return this.onError('no answer to the probe');
+      }, wait);
     }
 
     createSocket(uri, protocols, options) {
@@ -97,9 +128,13 @@ export function reasonOf(cause, detail) {
   return status === 'foreign' || status >= 400 ? 'server' : 'network';
 }
 
+// The close code of a gateway that has not heard us in time: see gateway/protocol/reasons.py.
+const NOT_HEARD = 4001;
+
 /** Did the connection end by a close frame, or by our own word, rather than by an accident? */
 const isOrderly = (detail) =>
-  detail?.context?.wasClean === true || detail?.description === 'network connection lost';
+  detail?.description === 'network connection lost' ||
+  (detail?.context?.wasClean === true && detail.context.code !== NOT_HEARD);
 
 export class Link {
   #engine;
@@ -107,12 +142,14 @@ export class Link {
   #choice;
   #clock;
   #beacon;
+  #online;
   #watch;
   #shaking = true;
   #over = false;
   #offersWebSocket = false;
   #upgradedAt = null;
   #heardAt = 0;
+  #patience = 0;
   #timers = new Set();
   #probing = false;
   transport = 'polling';
@@ -120,11 +157,12 @@ export class Link {
   maxPayload = undefined;
 
   /** `create(options)` makes the engine.io-client Socket; `beacon(url, text)` is sendBeacon. */
-  constructor({ create, choice, clock, beacon, blocked }, handlers) {
+  constructor({ create, choice, clock, beacon, blocked, online = () => true }, handlers) {
     this.#handlers = handlers;
     this.#choice = choice;
     this.#clock = clock;
     this.#beacon = beacon;
+    this.#online = online;
     this.#watch = { polite: false, probe: null, failure: '', deaf: false, blocked };
     // When a WebSocket is probed is our decision, not engine.io-client's.
     this.#engine = create({ upgrade: false, watch: this.#watch });
@@ -207,8 +245,9 @@ export class Link {
     on('close', (cause, detail) => this.#closed(cause, detail));
   }
 
-  #shaken({ upgrades, maxPayload }) {
+  #shaken({ upgrades, maxPayload, pingInterval, pingTimeout }) {
     this.maxPayload = maxPayload;
+    this.#patience = pingInterval + pingTimeout;
     this.#offersWebSocket = upgrades.includes('websocket');
     this.#choice.reached();
     this.why = this.#offersWebSocket ? this.#choice.why : WHY.notOffered;
@@ -223,6 +262,7 @@ export class Link {
   }
 
   #startProbe() {
+    if (this.#over) return;
     this.#probing = true;
     this.#engine._probe('websocket');
   }
@@ -260,12 +300,18 @@ export class Link {
   #closed(cause, detail) {
     if (this.#shaking) this.#choice.missed();
     if (this.#upgradedAt !== null && !isOrderly(detail)) {
-      // Silence is noticed late; what counts is for how long the connection was alive.
-      const end = cause === 'ping timeout' ? this.#heardAt : this.#clock.now();
-      this.#choice.died(end - this.#upgradedAt);
+      this.#choice.died(this.#aliveUntil(cause, detail) - this.#upgradedAt);
     }
     this.#finish();
-    this.#handlers.closed(reasonOf(cause, detail));
+    const reason = reasonOf(cause, detail);
+    this.#handlers.closed(reason === 'network' && !this.#online() ? 'offline' : reason);
+  }
+
+  // Silence is noticed late, on either side; what counts is for how long the connection was alive.
+  #aliveUntil(cause, detail) {
+    if (cause === 'ping timeout') return this.#heardAt;
+    const deaf = detail?.context?.code === NOT_HEARD;
+    return this.#clock.now() - (deaf ? this.#patience : 0);
   }
 
   #lose(reason) {
@@ -310,7 +356,8 @@ export function engineOptions(endpoint, credentials) {
     secure: protocol === 'https:',
     path: pathname,
     withCredentials: credentials,
-    // Every poll needs a URL of its own: some caches ignore no-store. On polling it is always so.
-    timestampParam: 't',
+    // Every poll needs a URL of its own: some caches ignore no-store. On polling it is always so. And
+    // the gateway knows by it a request that a browser or a proxy has sent again by itself.
+    timestampParam: 'once',
   };
 }

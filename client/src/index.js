@@ -5,7 +5,7 @@ import { Socket, WebSocket, XHR } from 'engine.io-client';
 import { Banner, TEXTS } from './banner.js';
 import { Choice, Memory } from './choice.js';
 import { Link, createTransports, engineOptions } from './engine.js';
-import { Pool, endpointOf } from './pool.js';
+import { Pool, endpointOf, pathOf } from './pool.js';
 import { Session } from './session.js';
 import { defineGatewaySocket } from './socket.js';
 import { createTasks } from './tasks.js';
@@ -49,6 +49,7 @@ function connectorFor(endpoint) {
     clock,
     beacon: (url, text) => navigator.sendBeacon(url, text),
     blocked: () => switches.blocked,
+    online: () => navigator.onLine,
   };
   return (handlers) => new Link(parts, handlers);
 }
@@ -73,25 +74,26 @@ const notice = new Banner({
 });
 
 function tell(session, type, detail) {
-  if (type === 'status') showStatus(session);
-  else dispatchEvent(new CustomEvent(`gateway:${type}`, { detail }));
-  if (!settings.banner) return;
-  if (type === 'lost') notice.lost(session);
+  if (type !== 'status') dispatchEvent(new CustomEvent(`gateway:${type}`, { detail }));
+  if (settings.banner) show(session, type);
+}
+
+// With several endpoints: while one of them is lost, the others' good news is none.
+function show(session, type) {
+  const lost = [...pool].find((one) => one.lost && one.state === 'lost');
+  if (lost) notice.lost(lost);
   else if (type === 'back') notice.back();
   else if (type === 'gone') notice.gone();
+  else if (session.state === 'idle') notice.off();
 }
 
-function showStatus(session) {
-  if (settings.banner && session.lost && session.state === 'lost') notice.lost(session);
-}
-
-const defaultEndpoint = () => endpointOf(location.href, settings.endpoint, document.baseURI);
+const endpointFor = (url) => endpointOf(url, settings.endpoint, document.baseURI);
 
 function retry() {
   for (const session of pool) session.retry();
 }
 
-function configure(options) {
+function configure(options = {}) {
   const { texts, ...rest } = options;
   Object.assign(settings.texts, texts);
   Object.assign(settings, rest);
@@ -109,7 +111,7 @@ function blockWebSocket(blocked) {
 }
 
 function connection() {
-  const session = pool.peek(defaultEndpoint());
+  const session = pool.peek(endpointFor(location.href));
   const { state = 'idle', transport = null, why = '', id = null, retryAt = null } = session ?? {};
   return Object.freeze({ state, transport, why, session: id, retryAt });
 }
@@ -122,7 +124,8 @@ const GatewaySocket = defineGatewaySocket({
   CloseEvent,
   Blob,
   baseUrl: () => document.baseURI,
-  sessionFor: (url) => pool.get(endpointOf(url, settings.endpoint, document.baseURI)),
+  sessionFor: (url) => pool.get(endpointFor(url)),
+  pathOf: (url) => pathOf(url, endpointFor(url)),
   task: createTasks(MessageChannel),
 });
 
@@ -135,16 +138,24 @@ Object.defineProperties(GatewaySocket, {
 });
 
 addEventListener('online', retry);
-addEventListener('pagehide', () => {
-  for (const session of pool) session.hide();
-});
+// Before engine.io-client's own listener, which forgets its requests without ending them.
+addEventListener(
+  'pagehide',
+  () => {
+    for (const session of pool) session.hide();
+  },
+  true,
+);
 addEventListener('pageshow', (event) => {
   if (!event.persisted) return;
   for (const session of pool) session.show();
 });
 
-Object.defineProperty(globalThis, 'GatewaySocket', {
-  value: GatewaySocket,
-  writable: true,
-  configurable: true,
-});
+// A page may load the script twice: one class, one connection, one banner.
+if (!('GatewaySocket' in globalThis)) {
+  Object.defineProperty(globalThis, 'GatewaySocket', {
+    value: GatewaySocket,
+    writable: true,
+    configurable: true,
+  });
+}

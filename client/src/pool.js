@@ -5,9 +5,19 @@ const PATH = '/_gateway/engine/';
 
 /** The endpoint of a socket's URL: `/_gateway/engine/` at its origin, or the one configured. */
 export function endpointOf(url, configured, base) {
-  if (configured) return new URL(configured, base).href;
-  const endpoint = new URL(PATH, url);
+  const endpoint = configured ? new URL(configured, base) : new URL(PATH, url);
   return endpoint.href.replace(/^ws/, 'http');
+}
+
+/**
+ * The path of a socket's URL as the gateway knows it: a proxy that serves the gateway under a prefix,
+ * as `/prefix/_gateway/engine/`, takes the prefix off every path.
+ */
+export function pathOf(url, endpoint) {
+  const { host, pathname } = new URL(endpoint);
+  const prefix = pathname.endsWith(PATH) ? pathname.slice(0, -PATH.length) : '';
+  const below = host === url.host && url.pathname.startsWith(`${prefix}/`);
+  return (below ? url.pathname.slice(prefix.length) : url.pathname) + url.search;
 }
 
 export class Pool {

@@ -7,6 +7,12 @@ import { ProtocolError } from './frames.js';
 export const ACK_AFTER_MS = 1000;
 export const ACK_AFTER_FRAMES = 64;
 export const ACK_AFTER_BYTES = 32 * 1024;
+// How much may be under way without an ack, one frame at least. Our own acks travel behind it: were
+// it more, a gateway that echoes a burst would have to hold all of it before it sees the first one.
+export const WINDOW_FRAMES = 256;
+export const WINDOW_BYTES = 512 * 1024;
+// What an ack in front of a batch may add to it.
+export const ACK_SPARE_BYTES = 64;
 
 /** The frame has left for the network for the first time, or was acknowledged: say so, once. */
 export function flush(entry) {
@@ -15,11 +21,14 @@ export function flush(entry) {
   flushed?.();
 }
 
+const lateSize = (entries) => entries.reduce((sum, { late, size }) => sum + (late ? size : 0), 0);
+
 /**
  * Outgoing numbered frames, from the first that is not acknowledged.
  *
- * An entry is `{frame, size, channel, opens?, flushed?}`: `size` in bytes on the worst wire, `opens` for
- * the frame that opens its channel, `flushed()` is called once, see flush().
+ * An entry is `{frame, size, channel, opens?, late?, flushed?}`: `size` in bytes on the worst wire, `opens`
+ * for the frame that opens its channel, `late` for what was queued while there was no connection,
+ * `flushed()` is called once, see flush().
  */
 export class Outbox {
   #entries = [];
@@ -27,6 +36,11 @@ export class Outbox {
   // Positions in #entries: the next to write on this connection, and the first never written to any.
   #next = 0;
   #fresh = 0;
+  // Bytes written on this connection and not acknowledged.
+  #flight = 0;
+
+  /** Bytes of the late entries that are still kept. */
+  lateBytes = 0;
 
   /** Number of frames written at least once, in all, in this session. */
   get sent() {
@@ -39,15 +53,21 @@ export class Outbox {
 
   push(entry) {
     this.#entries.push(entry);
+    this.lateBytes += lateSize([entry]);
   }
 
-  /** The next entries to write, in order: as many as fit into `budget` bytes, but at least one. */
+  /**
+   * The next entries to write, in order: as many as fit into `budget` bytes and into the window, but
+   * at least one where nothing is under way.
+   */
   take(budget) {
     const batch = [];
     let size = 0;
-    for (const entry of this.#entries.slice(this.#next)) {
+    for (const entry of this.#entries.slice(this.#next, WINDOW_FRAMES)) {
+      if (batch.length && size + entry.size > budget) break;
+      if (this.#flight && this.#flight + entry.size > WINDOW_BYTES) break;
       size += entry.size;
-      if (batch.length && size > budget) break;
+      this.#flight += entry.size;
       batch.push(entry);
     }
     this.#next += batch.length;
@@ -67,11 +87,13 @@ export class Outbox {
   rewind(received) {
     this.#next = this.#fresh;
     this.acknowledge(received);
-    this.#next = 0;
+    this.#next = this.#flight = 0;
   }
 
   #drop(count) {
     const gone = this.#entries.splice(0, count);
+    this.lateBytes -= lateSize(gone);
+    for (const { size } of gone) this.#flight -= size;
     this.#acked += count;
     this.#next -= count;
     this.#fresh -= count;
@@ -90,13 +112,15 @@ export class Outbox {
     const written = this.#entries.slice(0, this.#fresh);
     const kept = this.#entries.slice(this.#fresh).filter((entry) => entry.channel !== channel);
     this.#entries = [...written, ...kept];
+    this.lateBytes = lateSize(this.#entries);
   }
 
   /** A new session: only never-written frames of `channels` are kept; numbers start again. */
   restart(channels) {
     const fresh = this.#entries.slice(this.#fresh);
     this.#entries = fresh.filter((entry) => channels.has(entry.channel));
-    this.#acked = this.#next = this.#fresh = 0;
+    this.#acked = this.#next = this.#fresh = this.#flight = 0;
+    this.lateBytes = lateSize(this.#entries);
   }
 }
 

@@ -4,7 +4,7 @@
 
 import * as frames from './frames.js';
 import { Channel } from './channel.js';
-import { Inbox, Outbox, flush } from './replay.js';
+import { ACK_SPARE_BYTES, Inbox, Outbox, flush } from './replay.js';
 
 export const TIMING = Object.freeze({
   // From the start of an attempt to the welcome. Two lost packets of a TCP handshake cost 3 s.
@@ -63,7 +63,6 @@ export class Session {
   #failures = 0;
   #openedAt = 0;
   #lastChannel = 0;
-  #lostBytes = 0;
   #pumping = false;
   #channels = new Map();
   #inFlight = [];
@@ -103,7 +102,7 @@ export class Session {
     const channel = new Channel(this, number, request);
     this.#channels.set(number, channel);
     if (this.state === 'gone') this.clock.soon(() => channel.close({}));
-    else if (this.state === 'idle') this.#attempt();
+    else if (this.state === 'idle' && !this.#paused) this.#attempt();
     return channel;
   }
 
@@ -111,15 +110,14 @@ export class Session {
 
   /** Queue a numbered frame. */
   push(entry) {
-    if (this.state !== 'open') this.#lostBytes += entry.size;
-    this.#outbox.push(entry);
+    this.#outbox.push({ ...entry, late: this.state !== 'open' });
     this.#schedulePump();
   }
 
   /** Why a message of `size` bytes cannot be taken, as the fields of a close frame, or null. */
   refusal(size) {
-    if (size > this.#maxPayload) return TOO_BIG;
-    const full = this.state !== 'open' && this.#lostBytes + size > LOST_BUFFER_BYTES;
+    if (size + ACK_SPARE_BYTES > this.#maxPayload) return TOO_BIG;
+    const full = this.state !== 'open' && this.#outbox.lateBytes + size > LOST_BUFFER_BYTES;
     return full ? TOO_MUCH : null;
   }
 
@@ -132,7 +130,7 @@ export class Session {
 
   forget(number) {
     this.#channels.delete(number);
-    if (!this.#channels.size && this.state === 'open') this.#startIdle();
+    if (!this.#channels.size) this.#startIdle();
   }
 
   // ---- for the page ------------------------------------------------------------------------
@@ -146,8 +144,8 @@ export class Session {
 
   /** Give up the connection in use, keep the session: the next one may choose its transport anew. */
   reconnect() {
-    if (this.state !== 'open') return;
-    this.#closed('reconnect');
+    if (this.state === 'open') this.#closed('reconnect');
+    else if (this.#link) this.retry();
   }
 
   /** Try a WebSocket now, on the connection in use. */
@@ -172,12 +170,14 @@ export class Session {
     this.#paused = false;
     this.#failures = 0;
     this.#attempt();
+    this.#startTimer('tell', TIMING.quietMs, () => this.#tellLost());
   }
 
   // ---- connecting --------------------------------------------------------------------------
 
   #attempt() {
     this.#cancelTimer('retry');
+    this.#watchIdle();
     const state = this.#resume || this.#failures ? 'lost' : 'connecting';
     this.#set(state, { retryAt: null });
     this.#startTimer('attempt', TIMING.attemptMs, () => this.#closed('timeout'));
@@ -204,14 +204,13 @@ export class Session {
     this.#inbox.settle();
     this.#nowOpen();
     this.#announceReturn(resumed, closed);
-    if (!this.#channels.size) this.#startIdle();
+    this.#watchIdle();
     this.#schedulePump();
   }
 
   #nowOpen() {
     this.#welcomed = true;
     this.#openedAt = this.clock.now();
-    this.#lostBytes = 0;
     this.#inFlight = [];
     this.#cancelTimer('attempt');
     this.#cancelTimer('tell');
@@ -249,8 +248,8 @@ export class Session {
     this.#failures = wasSteady ? 0 : this.#failures + 1;
     this.#dropLink();
     this.#scheduleRetry(reason);
-    if (!wasOpen) this.#tellLost();
-    else this.#startTimer('tell', TIMING.quietMs, () => this.#tellLost());
+    if (wasOpen) this.#startTimer('tell', TIMING.quietMs, () => this.#tellLost());
+    else if (!this.#timers.tell) this.#tellLost();
   }
 
   #scheduleRetry(reason) {
@@ -305,14 +304,28 @@ export class Session {
     this.#startTimer('idle', TIMING.idleMs, () => this.#goIdle());
   }
 
+  #watchIdle() {
+    if (!this.#channels.size && !this.#timers.idle) this.#startIdle();
+  }
+
+  // Also when the connection is lost: a page without sockets does not ask for it any more.
   #goIdle() {
-    if (this.state !== 'open' || this.#channels.size) return;
+    if (this.state === 'idle' || this.state === 'gone' || this.#paused || this.#channels.size) return;
+    if (this.state === 'open' && this.#outbox.waiting) return this.#startIdle();
+    this.#endLink();
+    this.#cancelTimer('retry');
+    this.#cancelTimer('tell');
+    this.#stateLost();
+    this.#told = false;
+    this.#set('idle', { reason: '', transport: null, retryAt: null });
+  }
+
+  #endLink() {
     const link = this.#link;
+    if (!this.#welcomed) return this.#dropLink();
     this.#link = null;
     link.end(frames.BYE);
     this.#dropLink();
-    this.#stateLost();
-    this.#set('idle', { transport: null });
   }
 
   // ---- frames ------------------------------------------------------------------------------
@@ -329,8 +342,13 @@ export class Session {
   #handle(frame, data) {
     if (frame.kind === 'end') this.#ended(frame.fields);
     else if (!this.#welcomed) this.#expectWelcome(frame);
-    else if (frame.kind === 'ack') this.#outbox.acknowledge(frame.count);
+    else if (frame.kind === 'ack') this.#acknowledged(frame.count);
     else this.#numbered(frame, data);
+  }
+
+  #acknowledged(count) {
+    this.#outbox.acknowledge(count);
+    if (this.#outbox.waiting) this.#schedulePump();
   }
 
   #expectWelcome(frame) {
@@ -350,7 +368,7 @@ export class Session {
   #scheduleAck() {
     const wait = this.#inbox.due(this.clock.now());
     if (wait === 0) this.#schedulePump();
-    else if (!this.#timers.ack) this.#startTimer('ack', wait, () => this.#pump());
+    else if (!this.#timers.ack) this.#startTimer('ack', wait, () => this.#scheduleAck());
   }
 
   // ---- writing -----------------------------------------------------------------------------

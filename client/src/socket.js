@@ -49,8 +49,8 @@ function toProtocols(value) {
 
 /**
  * Make the class for a page. `page` has `DOMException`, `EventTarget`, `Event`, `MessageEvent`,
- * `CloseEvent`, `Blob`, `baseUrl()`, `sessionFor(URL)` and `task(callback)`, which runs each
- * callback in a task of its own, in order.
+ * `CloseEvent`, `Blob`, `baseUrl()`, `sessionFor(URL)`, `pathOf(URL)` for the gateway, and `task(callback)`,
+ * which runs each callback in a task of its own, in order.
  */
 export function defineGatewaySocket(page) {
   const syntaxError = (text) => new page.DOMException(text, 'SyntaxError');
@@ -120,7 +120,7 @@ export function defineGatewaySocket(page) {
       this.#url = parsed.href;
       this.#origin = parsed.origin;
       this.#channel = page.sessionFor(parsed).open({
-        url: parsed.pathname + parsed.search,
+        url: page.pathOf(parsed),
         protocols: offered,
         sink: this.#sink(),
       });

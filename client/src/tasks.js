@@ -5,8 +5,17 @@
 /** @returns {(task: () => void) => void} */
 export function createTasks(MessageChannel) {
   const { port1, port2 } = new MessageChannel();
-  const queue = [];
-  port1.onmessage = () => queue.shift()();
+  let queue = [];
+  let next = 0;
+  port1.onmessage = () => {
+    const task = queue[next++];
+    // Not shift(): it moves all that wait, and a slow page may have a hundred thousand.
+    if (next === queue.length) {
+      queue = [];
+      next = 0;
+    }
+    task();
+  };
   return (task) => {
     queue.push(task);
     port2.postMessage(null);

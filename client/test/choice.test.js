@@ -114,5 +114,7 @@ test('a storage that refuses is no storage; any other fault is ours and shows', 
   };
   assert.equal(new Memory(refusing('SecurityError')).read('x'), null);
   new Memory(refusing('QuotaExceededError')).write('x', 'y');
+  assert.equal(new Memory(() => null).read('x'), null);
+  new Memory(() => null).write('x', 'y');
   assert.throws(() => new Memory(refusing('TypeError')).read('x'));
 });

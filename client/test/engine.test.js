@@ -1,10 +1,12 @@
 // The engine part with real connections: npm's engine.io-client, npm's engine.io, and middleboxes.
 
 import assert from 'node:assert/strict';
+import { EventEmitter as Emitter } from 'node:events';
 import { createServer } from 'node:http';
 import { test } from 'node:test';
-import { WHY } from '../src/choice.js';
-import { Link, engineOptions, reasonOf } from '../src/engine.js';
+import { PROBE_MS, WHY } from '../src/choice.js';
+import { Link, createTransports, engineOptions, reasonOf } from '../src/engine.js';
+import { FakeClock } from './support/clock.js';
 import { createClient } from './support/node-client.js';
 import { TREATMENTS, startGateway, startMiddlebox } from './support/gateway.js';
 
@@ -247,6 +249,60 @@ for (const [name, status, body, reason] of ANSWERS) {
   });
 }
 
+test('a page instead of the answer to a POST is noticed at once: sign-in', async (t) => {
+  const polls = new Set();
+  const server = createServer((request, response) => {
+    if (request.method === 'POST') response.end('<!doctype html><form>');
+    else if (request.url.includes('sid=')) polls.add(response);
+    else response.end('0{"sid":"a","upgrades":[],"pingInterval":9000,"pingTimeout":9000,"maxPayload":1000}');
+  });
+  await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const client = createClient(server.address().port);
+  t.after(() => {
+    client.close();
+    server.closeAllConnections();
+    server.close();
+  });
+  client.open();
+  await client.until(() => client.told.some(([type]) => type === 'lost'));
+  assert.equal(client.session.reason, 'sign-in');
+});
+
+test('a page that was asleep while the probe was answered takes the answer', () => {
+  const clock = new FakeClock();
+  class Nothing {
+    once() {}
+    doOpen() {}
+    onError() {
+      this.failed = true;
+    }
+  }
+  const [, Upgrade] = createTransports({ XHR: Nothing, WebSocket: Nothing }, clock);
+  for (const [asleep, failed] of [[0, true], [60_000, undefined]]) {
+    const probe = new Upgrade();
+    probe.opts = { watch: {} };
+    const { setTimeout } = clock;
+    clock.setTimeout = (callback, delay) => setTimeout(callback, delay + asleep);
+    probe.doOpen();
+    clock.pass(PROBE_MS + asleep);
+    assert.equal(probe.failed, failed);
+    clock.setTimeout = setTimeout;
+    clock.pass(70_000);
+    assert.equal(probe.failed, true);
+  }
+});
+
+test('without a network, as the browser says: offline', () => {
+  const told = [];
+  const engine = new Emitter();
+  const create = () => Object.assign(engine, { off() {}, writeBuffer: [] });
+  const choice = { missed() {} };
+  const parts = { create, choice, clock: new FakeClock(), online: () => false };
+  new Link(parts, { closed: (reason) => told.push(reason) });
+  engine.emit('close', 'transport error', { description: 0 });
+  assert.deepEqual(told, ['offline']);
+});
+
 test('nobody listens: network', async (t) => {
   const client = createClient(1);
   t.after(() => client.close());
@@ -274,6 +330,6 @@ test('an endpoint becomes options of engine.io-client', () => {
     secure: true,
     path: '/a/b/',
     withCredentials: true,
-    timestampParam: 't',
+    timestampParam: 'once',
   });
 });

@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { CLOSE_WAIT_MS } from '../src/channel.js';
 import { MAX_CHANNEL } from '../src/frames.js';
+import { WINDOW_FRAMES } from '../src/replay.js';
 import { LOST_BUFFER_BYTES, Session, TIMING, retryDelay } from '../src/session.js';
 import { FakeClock } from './support/clock.js';
 import { FakeNetwork, welcome } from './support/wire.js';
@@ -296,20 +297,38 @@ test('a quick resume is silent', () => {
   assert.deepEqual(parts.told.map(([type]) => type), ['transport']);
 });
 
-test('lost is told when the first attempt has failed, once, and back when it is over', () => {
-  const { clock, network, link, told, session } = opened();
-  link.close('silence');
-  assert.deepEqual(told, []);
-  clock.pass(TIMING.firstRetryMs);
+test('lost is told at once when there never was a connection', () => {
+  const { clock, network, told, session } = setup();
+  openSocket(session);
   network.link.close('server');
   assert.equal(told.length, 1);
   const [type, { reason, retryIn }] = told[0];
   assert.deepEqual([type, reason], ['lost', 'server']);
   assert.ok(retryIn >= 250 && retryIn <= 500);
   assert.equal(session.retryAt, clock.wall() + retryIn);
-  clock.pass(500);
+});
+
+test('a loss that is healed within a second is told to nobody, though an attempt has failed', () => {
+  const { clock, network, link, told } = opened();
+  link.close();
+  clock.pass(TIMING.firstRetryMs);
   network.link.close();
-  assert.equal(told.length, 1);
+  clock.pass(500);
+  network.link.open();
+  network.link.receive(welcome({ resumed: true, received: 1 }));
+  clock.pass(TIMING.quietMs);
+  assert.deepEqual(told.filter(([event]) => event === 'lost' || event === 'back'), []);
+});
+
+test('lost is told after one second, once, and back when it is over', () => {
+  const { clock, network, link, told, session } = opened();
+  link.close('silence');
+  clock.pass(TIMING.firstRetryMs);
+  network.link.close('server');
+  clock.pass(500);
+  network.link.close('server');
+  clock.pass(TIMING.quietMs);
+  assert.deepEqual(told.map(([event, { reason }]) => [event, reason]), [['lost', 'server']]);
   clock.pass(2000);
   network.link.open();
   network.link.receive(welcome({ resumed: true, received: 1 }));
@@ -460,13 +479,16 @@ test('an ack of the gateway frees memory, and a replay leaves out what it covers
 
 // ---- channels -------------------------------------------------------------------------------
 
-test('a refusal is an error and 1006', () => {
+test('a refusal is an error and 1006, and the console says why, without the query', (t) => {
+  const warn = t.mock.method(console, 'warn', () => {});
   const { clock, network, session } = setup();
-  const { heard } = openSocket(session);
+  const { heard } = openSocket(session, { url: '/x?token=secret' });
   network.link.open();
   network.link.receive(welcome(), 'R1{"status":404,"reason":"no such route"}');
   clock.settle();
   assert.deepEqual(heard, [FAILED]);
+  const said = warn.mock.calls.map((call) => call.arguments);
+  assert.deepEqual(said, [['GatewaySocket: /x is refused: 404 no such route']]);
 });
 
 for (const [offered, chosen] of [[['a'], ''], [['a'], 'b'], [[], 'a']]) {
@@ -520,7 +542,28 @@ for (const [fields, code, clean] of [
 }
 
 test('a close that is never answered ends with 1006', () => {
-  const { clock, channel, heard } = opened();
+  const { clock, channel, heard, link } = opened();
+  channel.close({ code: 1000 });
+  clock.settle();
+  link.drain();
+  clock.pass(CLOSE_WAIT_MS);
+  assert.deepEqual(heard, [LOST]);
+});
+
+test('the wait for the answer to a close leaves a long upload its time', () => {
+  const { clock, channel, heard, link } = opened();
+  for (const text of ['a', 'b']) channel.send(text.repeat(900));
+  channel.close({ code: 1000 });
+  clock.pass(2 * CLOSE_WAIT_MS);
+  for (let i = 0; i < 3; i++) link.drain();
+  assert.deepEqual(link.read().map((frame) => frame[0] + frame[1]), ['1:', '1:', 'C1']);
+  link.receive('C1{"code":1000}');
+  assert.deepEqual(heard, [['close', 1000, '', true, false]]);
+});
+
+test('a close while the connection is lost ends with 1006 after its wait', () => {
+  const { clock, channel, heard, link } = opened();
+  link.close();
   channel.close({ code: 1000 });
   clock.pass(CLOSE_WAIT_MS);
   assert.deepEqual(heard, [LOST]);
@@ -565,12 +608,60 @@ test('what is sent while the connection is away is limited; the channel pays, no
   assert.deepEqual(other.heard, [['accept', '']]);
 });
 
+test('a channel that has paid makes room for the others', () => {
+  const { clock, channel, heard, link, session } = opened();
+  const other = openSocket(session);
+  clock.settle();
+  link.drain();
+  link.receive('A2{"protocol":""}');
+  link.close();
+  for (let sent = 0; sent <= LOST_BUFFER_BYTES; sent += 1500) channel.send('x'.repeat(1500));
+  other.channel.send('x'.repeat(1500));
+  assert.equal(heard.length, 1);
+  assert.deepEqual(other.heard, [['accept', '']]);
+});
+
+test('a connection that comes and goes does not raise the limit', () => {
+  const parts = opened();
+  const { clock, network, channel, heard } = parts;
+  network.link.close();
+  for (let sent = 0; sent < LOST_BUFFER_BYTES + 300_000; sent += 1500) {
+    if (sent % 300_000 === 0) {
+      clock.pass(TIMING.backoffMaxMs - 1);
+      network.link.open();
+      network.link.receive(welcome({ resumed: true, received: 1 }));
+      network.link.close();
+    }
+    channel.send('x'.repeat(1500));
+  }
+  assert.deepEqual(heard, [['close', 1006, '', false, true]]);
+});
+
 test('a message that no POST can carry ends its channel with 1009', () => {
   const { clock, channel, link, heard } = opened();
   channel.send('x'.repeat(link.maxPayload));
   clock.settle();
   assert.deepEqual(heard, [['close', 1009, '', false, true]]);
   assert.match(link.read()[0], /^C1\{"code":1009/);
+});
+
+test('what was sent before a message that is too big still arrives', () => {
+  const { clock, channel, link } = opened();
+  channel.send('before');
+  channel.send('x'.repeat(link.maxPayload));
+  clock.settle();
+  assert.match(link.read().join(' '), /^1:before C1\{"code":1009/);
+});
+
+test('a message leaves room for the ack that may travel with it', () => {
+  const { clock, channel, link, heard } = opened();
+  link.receive('1:x');
+  channel.send('x'.repeat(link.maxPayload - 70));
+  channel.send('x'.repeat(link.maxPayload - 66));
+  clock.settle();
+  assert.deepEqual(heard.at(-1), ['close', 1009, '', false, true]);
+  const bytes = link.read().reduce((sum, frame) => sum + frame.length + 2, 0);
+  assert.ok(bytes <= link.maxPayload, `${bytes}`);
 });
 
 test('a message counts as flushed when its batch has left', () => {
@@ -602,10 +693,36 @@ test('a connection that has no room yet gets nothing more', () => {
 test('the limit for a lost connection is none for a good one', () => {
   const { clock, channel, link, heard } = opened();
   link.maxPayload = 3 * LOST_BUFFER_BYTES;
+  link.receive('+1');
   channel.send('x'.repeat(LOST_BUFFER_BYTES + 1));
   clock.settle();
   assert.equal(link.read().length, 1);
   assert.deepEqual(heard, []);
+});
+
+test('no more than a window is under way without an ack, one frame at least', () => {
+  const { clock, channel, link } = opened();
+  link.budget = 1_000_000;
+  link.receive('+1');
+  for (let i = 0; i < 2 * WINDOW_FRAMES; i++) channel.send('x');
+  clock.settle();
+  assert.equal(link.read().length, WINDOW_FRAMES);
+  link.drain();
+  link.receive('+65');
+  clock.settle();
+  assert.equal(link.read().length, 64);
+});
+
+test('a connection that is still being made is made anew, too', () => {
+  const { session, network } = setup();
+  openSocket(session);
+  const first = network.link;
+  session.reconnect();
+  assert.equal(first.dropped, true);
+  assert.notEqual(network.link, first);
+  network.link.open();
+  network.link.receive(welcome());
+  assert.equal(session.state, 'open');
 });
 
 test('channel numbers are used up once', () => {
@@ -632,6 +749,42 @@ test('one minute after the last socket the session is ended politely', () => {
   openSocket(session);
   network.link.open();
   assert.deepEqual(network.link.hello(), { v: 1 });
+});
+
+test('a page without sockets does not ask for a lost connection for ever', () => {
+  const { clock, channel, link, network, told, session } = opened();
+  link.close();
+  channel.close({});
+  for (let passed = 0; passed < TIMING.idleMs + CLOSE_WAIT_MS; passed += 500) {
+    if (!network.link.dropped) network.link.close();
+    clock.pass(500);
+  }
+  assert.equal(session.state, 'idle');
+  assert.equal(session.lost, false);
+  assert.equal(clock.waiting, 0);
+  told.splice(0);
+  openSocket(session);
+  network.link.open();
+  network.link.receive(welcome({ session: 's2' }));
+  assert.equal(session.state, 'open');
+  assert.deepEqual(told.map(([type]) => type), ['transport']);
+});
+
+test('an ack is sent though its timer is early', () => {
+  const { clock, link } = opened();
+  const { setTimeout } = clock;
+  clock.setTimeout = (callback, delay) => setTimeout(callback, Math.max(1, delay - 1));
+  link.receive('1:x');
+  clock.pass(1000);
+  assert.deepEqual(link.read(), ['+2']);
+});
+
+test('back from the cache, a connection that does not come is told after one second', () => {
+  const { clock, told, session } = opened();
+  session.hide();
+  session.show();
+  clock.pass(TIMING.quietMs);
+  assert.deepEqual(told.map(([type]) => type), ['lost']);
 });
 
 test('a new socket within the minute keeps the session', () => {

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from .payloads import SEPARATOR
+
 LAST_CHANNEL = 46_655  # "zzz" in base 36: three characters, so that a data frame costs four at most
-SEPARATOR = "\x1e"
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _CHANNEL = re.compile(r"[1-9a-z][0-9a-z]{0,2}")
 _TEXT = re.compile(r"([1-9a-z][0-9a-z]{0,2})([:;])")

@@ -54,15 +54,19 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a request asks for. Without a `sid` it is a handshake."""
+    """What a request asks for. Without a `sid` it is a handshake.
+
+    `once` names this GET or POST: whoever repeats it on the way repeats its name.
+    """
 
     transport: str
     sid: str | None
+    once: str | None = None
 
 
 # Any id that an overridden `generate_id` may reasonably make; no spaces, no controls, no megabytes.
 _SID = re.compile(r"[!-~]{1,128}")
-_ONCE = ("EIO", "transport", "sid")
+_ONCE = ("EIO", "transport", "sid", "once")
 
 
 def read_query(
@@ -98,7 +102,7 @@ def read_query(
         raise Refused(Code.BAD_REQUEST, "a polling request cannot become a WebSocket")
     if sid is not None and not _SID.fullmatch(sid):
         raise Refused(Code.SESSION)
-    return Query(transport, sid)
+    return Query(transport, sid, query.get("once"))
 
 
 def open_packet(

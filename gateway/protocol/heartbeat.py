@@ -7,6 +7,9 @@ Source: Engine.IO protocol v4, "Heartbeat".
 
 from __future__ import annotations
 
+# After a stall nobody is judged before what arrived meanwhile has been read.
+SPARE = 1.0  # s
+
 
 class Heartbeat:
     """Seconds in, decisions out. `deadline` is when it should be asked next."""
@@ -34,7 +37,9 @@ class Heartbeat:
         if self._pinged or now < self.deadline:
             return False
         self._pinged = True
-        self.deadline = now + self.timeout
+        # Counted from when the ping was due, so that a late tick does not make the silent live longer;
+        # but most of the timeout is left to the living.
+        self.deadline = now + self.timeout - min(now - self.deadline, self.timeout / 4)
         return True
 
     def spare(self, until: float) -> None:

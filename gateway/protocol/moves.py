@@ -76,7 +76,8 @@ MOVES: dict[tuple[State, Input], tuple[Action, State]] = {
     # An upgrade that goes wrong in any way leaves polling as it was.
     (State.PROBING, Input.CANDIDATE_UPGRADE): (Action.DROP_CANDIDATE, State.POLLING),
     (State.PROBED, Input.CANDIDATE_PROBE): (Action.DROP_CANDIDATE, State.POLLING),
-    # The connection is over; its candidate needs no further word.
+    # A probed client may have put polling aside: it hears the last words where it has gone.
+    (State.CLOSING, Input.CANDIDATE_UPGRADE): (Action.SWITCH, State.CLOSING),
     (State.CLOSING, Input.DRAINED): (Action.FINISH, State.CLOSED),
     (State.CLOSING, Input.END): (Action.FINISH, State.CLOSED),
 }

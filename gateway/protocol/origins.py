@@ -84,7 +84,7 @@ class OriginPolicy:
 
     def lists(self, origin: str) -> bool:
         """Whether an entry of the list names this origin."""
-        parsed = parse_origin(origin)
+        parsed = parse_origin(origin) if self._entries else None
         return parsed is not None and any(entry.matches(parsed) for entry in self._entries)
 
 

@@ -26,5 +26,7 @@ def read_path(target: str) -> str | None:
         decoded = unquote(path, errors="strict")
     except UnicodeDecodeError:
         return None
-    dotted = any(segment.partition(";")[0] in (".", "..") for segment in decoded.split("/"))
+    dotted = "/." in decoded and any(
+        segment.partition(";")[0] in (".", "..") for segment in decoded.split("/")
+    )
     return None if dotted else decoded

@@ -6,7 +6,7 @@ cannot travel over polling, and `can_carry` tells so before it is too late.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from .packets import PacketError, PacketType, Wire, decode_polling, encode_polling
 
@@ -18,9 +18,16 @@ MAX_PACKETS = 100_000
 
 
 def decode_payload(body: bytes, max_packets: int = MAX_PACKETS) -> list[tuple[PacketType, str | bytes]]:
-    """Every packet of `body`, or `PacketError`: all or nothing.
+    """Every packet of `body`, or `PacketError`: all or nothing."""
+    return next(decode_in_steps(body, max_packets, max_packets))
 
-    The packets are counted before anything is split, so a body of separators costs its length only.
+
+def decode_in_steps(
+    body: bytes, step: int, max_packets: int = MAX_PACKETS
+) -> Iterator[list[tuple[PacketType, str | bytes]]]:
+    """The packets of `body`, at most `step` at a time. `PacketError` may come at each step.
+
+    They are counted before anything is split, so a body of separators costs its length only.
     """
     if body.count(b"\x1e") >= max_packets:
         raise PacketError(f"more than {max_packets} packets in one payload")
@@ -28,7 +35,9 @@ def decode_payload(body: bytes, max_packets: int = MAX_PACKETS) -> list[tuple[Pa
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise PacketError("payload is not UTF-8") from error
-    return [decode_polling(packet) for packet in text.split(SEPARATOR)]
+    packets = text.split(SEPARATOR)
+    for start in range(0, len(packets), step):
+        yield [decode_polling(packet) for packet in packets[start : start + step]]
 
 
 def encode_payload(packets: Iterable[Wire]) -> str:

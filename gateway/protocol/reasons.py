@@ -32,7 +32,7 @@ class Reason(Enum):
     SLOW_CONSUMER = Row("slow consumer", 4008, 400, True, logging.WARNING)
     PARSE_ERROR = Row("parse error", 1002, 400, False, logging.INFO)
     SERVER_CLOSE = Row("server disconnect", 1000, 400, False, logging.DEBUG)
-    SHUTDOWN = Row("server shutdown", 1012, 503, True, logging.INFO)
+    SHUTDOWN = Row("server shutdown", 1012, 503, True, logging.DEBUG)
     NEVER_OPENED = Row("connect timeout", 4007, 400, True, logging.DEBUG)
     REFUSED = Row("refused", 4003, 401, False, logging.INFO)
     REPLACED = Row("replaced", 4009, 400, False, logging.DEBUG)

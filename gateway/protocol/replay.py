@@ -6,8 +6,6 @@ knows when an ack is due. Frames carry no number: both sides count. `docs/protoc
 
 from __future__ import annotations
 
-from collections import deque
-
 from .packets import Wire
 
 ACK_AFTER = 1.0  # seconds
@@ -27,7 +25,7 @@ class Outbox:
     def __init__(self) -> None:
         self.sent = 0
         self.size = 0
-        self._kept: deque[Wire] = deque()
+        self._kept: list[Wire] = []
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -47,8 +45,9 @@ class Outbox:
         """The other side has the first `count` frames. `ReplayError` if that cannot be."""
         if not self.acked <= count <= self.sent:
             raise ReplayError("acknowledges frames that were never sent, or takes back an ack")
-        while self.acked < count:
-            self.size -= len(self._kept.popleft())
+        done = count - self.acked
+        self.size -= sum(map(len, self._kept[:done]))
+        del self._kept[:done]
 
     def replay(self) -> tuple[Wire, ...]:
         """What the other side may not have, in order. Call `acknowledge` first."""

@@ -15,7 +15,7 @@ from gateway.protocol.handshake import Code, Refused
 from gateway.protocol.origins import parse_origin
 from gateway.wires.request import refusal
 
-from .table import PREFIX, not_found
+from .table import PREFIX
 
 _PACKAGE = Path(__file__).parent.parent
 # In the wheel it lies inside of the package, in a clone beside it.
@@ -55,11 +55,9 @@ class Files:
     def __contains__(self, path: str) -> bool:
         return path in self._files
 
-    def answer(self, request: web.Request, path: str) -> web.Response:
-        """The file at this path, 304 if the browser has it, or an error."""
-        file = self._files.get(path)
-        if file is None:
-            return refusal(not_found())
+    async def answer(self, path: str, request: web.Request) -> web.StreamResponse:
+        """The file at this path, which must be there; 304 if the browser has it."""
+        file = self._files[path]
         if request.method not in ("GET", "HEAD"):
             response = refusal(Refused(Code.METHOD, "this is a file; GET it", 405), close=True)
             response.headers[hdrs.ALLOW] = "GET, HEAD"

@@ -15,7 +15,6 @@ import logging
 import re
 import threading
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
@@ -382,7 +381,7 @@ class Handler:
             return
         try:
             future.result(self._patience)
-        except FutureTimeoutError:
+        except TimeoutError:
             log.info("%s: a client has not read for %g s", self.request.path, self._patience)
 
     async def _send(self, data: str | bytes) -> None:

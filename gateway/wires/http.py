@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from aiohttp import hdrs, web
 
@@ -21,12 +21,14 @@ from gateway.config import Settings
 from gateway.connection import Connection
 from gateway.protocol.forwarded import Network
 from gateway.protocol.handshake import POLLING, Code, Query, Refused, read_query
+from gateway.protocol.moves import State
 from gateway.protocol.packets import PacketError
 from gateway.protocol.reasons import Reason
 from gateway.registry import Full, Registry
 from gateway.transports import Overlap, PollingTransport
 
 from .request import (
+    forget_departure,
     on_departure,
     read_request,
     refusal,
@@ -38,7 +40,7 @@ from .websocket import WebSocketTransport
 
 log = logging.getLogger("gateway")
 
-NewChannel = Callable[[Connection, Request], EngineChannel]
+_TURN = 0.002  # s of one turn of the loop that one POST may have
 
 
 class EngineEndpoint:
@@ -111,8 +113,8 @@ class EngineEndpoint:
         if polling is None:
             raise Refused(Code.BAD_REQUEST, "the connection is on another transport")
         if request.method == "POST":
-            return await self._post(request, connection, polling)
-        return await self._poll(request, seen, connection, polling)
+            return await self._post(request, query, connection, polling)
+        return await self._poll(request, seen, query, connection, polling)
 
     # -- handshake ---------------------------------------------------------------------------------
 
@@ -125,6 +127,15 @@ class EngineEndpoint:
         except Full as full:
             return _overloaded(full)
         channel = EngineChannel(connection, seen, self._application, self._settings, user=user)
+        try:
+            return await self._begin(request, query, channel)
+        finally:
+            if connection.state is State.OPENING:  # failed, or cancelled
+                connection.close(Reason.TRANSPORT_CLOSE)
+
+    async def _begin(self, request: web.Request, query: Query, channel: EngineChannel) -> web.StreamResponse:
+        """Ask the application, then answer."""
+        connection = channel.connection
         if query.transport == POLLING:
             on_departure(request, lambda: connection.close(Reason.TRANSPORT_CLOSE))
         try:
@@ -136,25 +147,21 @@ class EngineEndpoint:
             raise Refused(Code.SESSION, "closed during the handshake")
         headers = self._headers(connection.sid)
         if query.transport == POLLING:
-            response = text_response(connection.start_polling(_batch(seen)))
+            response = text_response(connection.start_polling(_batch(channel.request)))
             response.headers.update(headers)
             return response
         return await self._open_websocket(request, connection)
 
     async def _open_websocket(self, request: web.Request, connection: Connection) -> web.StreamResponse:
-        transport = WebSocketTransport(self._settings, connection)
+        transport = self._websocket(request, connection)
         self._registry.settle(connection.sid)
-        try:
-            response = await transport.wire.open(request)
-        except (ConnectionError, Refused):
-            connection.close(Reason.TRANSPORT_CLOSE)
-            raise
+        response = await transport.wire.open(request)
         connection.start_websocket(transport)
         await transport.wire.run(request)
         return response
 
     async def _upgrade(self, request: web.Request, connection: Connection) -> web.StreamResponse:
-        transport = WebSocketTransport(self._settings, connection)
+        transport = self._websocket(request, connection)
         if not self._settings.offered_upgrades:
             raise Refused(Code.TRANSPORT, "upgrades are switched off")
         response = await transport.wire.open(request)
@@ -163,12 +170,17 @@ class EngineEndpoint:
         await transport.wire.run(request)
         return response
 
+    def _websocket(self, request: web.Request, connection: Connection) -> WebSocketTransport:
+        # A stock client with `forceBase64` says so. Source: Node's engine.io, no protocol document.
+        return WebSocketTransport(self._settings, connection, base64="b64" in request.query)
+
     # -- polling -----------------------------------------------------------------------------------
 
     async def _poll(
         self,
         request: web.Request,
         seen: Request,
+        query: Query,
         connection: Connection,
         polling: PollingTransport,
     ) -> web.StreamResponse:
@@ -177,7 +189,8 @@ class EngineEndpoint:
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 
         def respond(body: str) -> None:
-            answer.set_result(body)
+            if not answer.cancelled():  # or else `undelivered` brings it back
+                answer.set_result(body)
 
         def departed() -> None:
             if not answer.done():
@@ -186,14 +199,17 @@ class EngineEndpoint:
 
         on_departure(request, departed)
         try:
-            connection.poll(polling, respond)
+            connection.poll(polling, respond, query.once)
         except Overlap as overlap:
             raise Refused(Code.BAD_REQUEST, str(overlap)) from overlap
         try:
             body = await answer
         except asyncio.CancelledError:
             connection.poll_abandoned(polling, respond)
+            polling.undelivered(respond)  # if it had just been answered
             raise
+        finally:
+            forget_departure(request)
         if body is None:
             raise ConnectionResetError("the client left while its GET was waiting")
         response = text_response(body)
@@ -206,22 +222,24 @@ class EngineEndpoint:
                 # The kernel refused it: the client's reset was there, and not read yet.
                 raise ConnectionResetError("the client left before its answer")
         except (ConnectionError, asyncio.CancelledError):
-            polling.undelivered()
+            polling.undelivered(respond)
             raise
         return response
 
     async def _post(
-        self, request: web.Request, connection: Connection, polling: PollingTransport
+        self, request: web.Request, query: Query, connection: Connection, polling: PollingTransport
     ) -> web.StreamResponse:
         self._check_post(request)
         try:
-            connection.begin_post(polling)
+            if not connection.begin_post(polling, query.once):
+                await self._body(request)
+                return text_response("ok")
         except Overlap as overlap:
             raise Refused(Code.BAD_REQUEST, str(overlap)) from overlap
         try:
             if connection.is_paused:
                 await self._wait_until_read(connection)
-            polling.post(await self._body(request))
+            await _in_turns(polling.post_in_steps(await self._body(request)))
         except PacketError as error:
             raise Refused(Code.BAD_REQUEST, str(error)) from error
         finally:
@@ -266,6 +284,16 @@ class EngineEndpoint:
                 await resumed.wait()
         except TimeoutError:
             raise Refused(Code.BAD_REQUEST, "the application is behind; try again", 503) from None
+
+
+async def _in_turns(steps: Iterator[None]) -> None:
+    """Do all steps, and let the rest of the loop have its turns in between."""
+    now = asyncio.get_running_loop().time
+    until = now() + _TURN
+    for _ in steps:
+        if now() >= until:
+            await asyncio.sleep(0)
+            until = now() + _TURN
 
 
 def cors_headers(access: Access, request: Request) -> dict[str, str]:

@@ -7,7 +7,6 @@ Engine.IO connection: heartbeat, a bounded buffer, back-pressure. Knows no Engin
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from math import inf
 
@@ -19,14 +18,12 @@ from gateway.channels import ServedChannel
 from gateway.config import Settings
 from gateway.protocol.forwarded import Network
 from gateway.protocol.handshake import WEBSOCKET, Code, Refused
-from gateway.protocol.heartbeat import Heartbeat
+from gateway.protocol.heartbeat import SPARE, Heartbeat
 from gateway.protocol.reasons import Closing, Reason
 from gateway.registry import Deadlines, Registry
 
 from .request import read_request, refusal, text_response, wants_websocket, websocket_key
 from .websocket import WebSocketWire
-
-_SPARE = 1.0  # s: after a stall nobody is judged before what arrived meanwhile has been read
 
 
 class PlainChannel(ServedChannel):
@@ -50,8 +47,9 @@ class PlainChannel(ServedChannel):
         self._heartbeat = Heartbeat(settings.ping.interval, settings.ping.timeout, deadlines.now())
         self._open_wire = False
         self._paused = False
+        self._spared_until = -inf
         self._closing: Closing | None = None
-        self._queue: deque[str | bytes] = deque()
+        self._queue: list[str | bytes] = []
         self._queued = 0
         self._drained = asyncio.Event()
 
@@ -127,8 +125,7 @@ class PlainChannel(ServedChannel):
             self._deadlines.schedule(self)
 
     def _flush(self) -> None:
-        messages = list(self._queue)
-        self._queue.clear()
+        messages, self._queue = self._queue, []
         self._queued = 0
         self._drained.set()
         if messages:
@@ -151,20 +148,22 @@ class PlainChannel(ServedChannel):
         """When `judge` wants to be called next."""
         if self.is_over:
             return inf
+        return min(inf if self._paused else self._heartbeat.deadline, self._stuck_until)
+
+    @property
+    def _stuck_until(self) -> float:
+        """When a write has been stuck for too long."""
         stuck = self._wire.busy_since
-        return min(
-            inf if self._paused else self._heartbeat.deadline,
-            inf if stuck is None else stuck + self._settings.timeouts.send,
-        )
+        return inf if stuck is None else max(stuck + self._settings.timeouts.send, self._spared_until)
 
     def spare(self, now: float) -> None:
         """The loop has just come back from a stall."""
-        self._heartbeat.spare(now + min(self._settings.ping.timeout, _SPARE))
+        self._spared_until = now + min(self._settings.ping.timeout, SPARE)
+        self._heartbeat.spare(self._spared_until)
 
     def judge(self, now: float) -> None:
         """A ping is due, or the client is gone, or does not read."""
-        stuck = self._wire.busy_since
-        if stuck is not None and now >= stuck + self._settings.timeouts.send:
+        if now >= self._stuck_until:
             self.end(Reason.SLOW_CONSUMER)
         elif self._paused:
             return

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aiohttp import hdrs, web
-from aiohttp.streams import EmptyStreamReader
+from aiohttp.streams import EMPTY_PAYLOAD, EmptyStreamReader
 
 from gateway.application import Request
 from gateway.protocol.forwarded import Network, read_peer
@@ -22,6 +22,7 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
 }
+_TEXT_HEADERS = {hdrs.CONTENT_TYPE: "text/plain; charset=UTF-8", **_HEADERS}
 
 
 def read_request(request: web.BaseRequest, trusted: list[Network]) -> Request:
@@ -32,7 +33,7 @@ def read_request(request: web.BaseRequest, trusted: list[Network]) -> Request:
     seen = read_peer(peer, request.scheme, request.headers, trusted)
     return Request(
         path=request.path,
-        query_string=request.query_string,
+        query_string=request.rel_url.raw_query_string,
         headers=request.headers,
         remote=seen.address,
         scheme=seen.scheme,
@@ -46,9 +47,7 @@ def text_response(body: str, status: int = 200) -> web.Response:
     return web.Response(
         body=body.encode("utf-8", "replace"),  # a lone surrogate of the application ends nothing
         status=status,
-        content_type="text/plain",
-        charset="UTF-8",
-        headers=_HEADERS,
+        headers=_TEXT_HEADERS,
     )
 
 
@@ -115,6 +114,12 @@ def on_departure(request: web.BaseRequest, call: Callable[[], None]) -> None:
     """Call once when the client closes its end while `request` is being answered."""
     watched: Any = request
     watched._payload = _Departure(call)
+
+
+def forget_departure(request: web.BaseRequest) -> None:
+    """Let go of what `on_departure` was given: an idle TCP connection keeps its last request."""
+    watched: Any = request
+    watched._payload = EMPTY_PAYLOAD
 
 
 def set_user_timeout(request: web.BaseRequest, seconds: float) -> None:

@@ -24,6 +24,7 @@ _MAX_FIELDS = 100
 _TOO_MANY_FIELDS = "Too many headers received"  # aiohttp has no type of its own for it
 
 _KEEP_ALIVE = 75.0  # s an idle connection is kept: longer than the 60 s of nginx and of load balancers
+_STUCK = 30.0  # s without a byte taken: longer than any client waits that still lives
 _LINGER = 2.0  # s for the rest of a body that was refused, so that the client reads the answer
 
 _TEXTS = {
@@ -117,15 +118,49 @@ def _refusal(status: int) -> web.Response:
 class _Connection(RequestHandler):
     """One TCP connection."""
 
-    __slots__ = ("_header_timeout", "_header_timer")
+    __slots__ = ("_header_timeout", "_header_timer", "_silence_timer", "_stuck_timer")
 
     def __init__(self, manager: GatewayServer, **options: Any) -> None:
         super().__init__(manager, **options)
         self._header_timeout = manager.header_timeout
         self._header_timer: asyncio.TimerHandle | None = None
+        self._silence_timer: asyncio.TimerHandle | None = None
+        self._stuck_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """aiohttp: somebody has connected. aiohttp's own timer begins only after the first request."""
+        super().connection_made(transport)
+        self._silence_timer = self._loop.call_later(_KEEP_ALIVE, self.force_close)
+
+    def pause_writing(self) -> None:
+        """asyncio: the peer does not take what is written to it."""
+        super().pause_writing()
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        """asyncio: it does again."""
+        super().resume_writing()
+        _cancel(self._stuck_timer)
+
+    def _watch_writing(self) -> None:
+        if self.transport is not None:
+            size = self.transport.get_write_buffer_size()
+            self._stuck_timer = self._loop.call_later(_STUCK, self._check_writing, size)
+
+    def _check_writing(self, before: int) -> None:
+        """Cut the line if nothing has been taken since, or else look again later."""
+        if self.transport is None:
+            return
+        if self.transport.get_write_buffer_size() < before:
+            self._watch_writing()
+        else:
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """aiohttp: bytes arrived."""
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
+            self._silence_timer = None
         if self._payload_parser is not None and (self._close or self._force_close):
             # aiohttp hears nothing more during a stop; a websocket has to hear the answer to its
             # good-bye, or it would wait for that in vain.
@@ -142,6 +177,8 @@ class _Connection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """aiohttp: the TCP connection is gone."""
         self._stop_header_timer()
+        _cancel(self._silence_timer)
+        _cancel(self._stuck_timer)
         super().connection_lost(exc)
 
     def handle_error(
@@ -167,6 +204,11 @@ class _Connection(RequestHandler):
         timer, self._header_timer = self._header_timer, None
         if timer is not None:
             timer.cancel()
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
 
 
 def _status(error: BadHttpMessage) -> int:

@@ -19,7 +19,7 @@ from websockets.utils import accept_key
 
 from gateway.config import Settings
 from gateway.protocol.handshake import WEBSOCKET
-from gateway.protocol.packets import Wire
+from gateway.protocol.packets import Wire, encode_polling
 from gateway.protocol.reasons import Closing, Reason
 from gateway.transports import Owner, Transport, receive_frame
 
@@ -31,6 +31,10 @@ _log.setLevel(logging.WARNING)
 
 # What may wait in the process for one peer before the connection's own queue takes over.
 _HIGH_WATER = 65_536  # bytes
+
+# One read may hold forty thousand tiny frames: after `_TURN` the others have a turn, too.
+_SLICE = 2_048  # bytes between looks at the clock
+_TURN = 0.002  # s
 
 
 class Frames(Protocol):
@@ -80,13 +84,18 @@ class WebSocketWire:
         self._transport: asyncio.Transport | None = None
         self._writer: AbstractStreamWriter | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._parts: list[bytes | bytearray | memoryview] = []
         self._text = False
         self._frames = 0
         self._pings = 0
         self._pings_since = 0.0
         self._told = False
-        self.busy_since: float | None = None
+        self._unread = b""
+        self._going_on = False
+        self._paused = False
+        self._busy_since: float | None = None
+        self._busy_with = 0
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -115,9 +124,19 @@ class WebSocketWire:
     # -- out ---------------------------------------------------------------------------------------
 
     @property
+    def busy_since(self) -> float | None:
+        """Since when nothing that was written has left, if something is waiting to."""
+        if self._busy_since is not None and self._transport is not None:
+            left = self._transport.get_write_buffer_size()
+            if left < self._busy_with:  # a slow line is not a dead one
+                self._busy_since = self._loop.time()
+            self._busy_with = left
+        return self._busy_since
+
+    @property
     def writable(self) -> bool:
         """False while the peer is not reading, and once it is over."""
-        return self._transport is not None and self.busy_since is None and self._protocol.state is OPEN
+        return self._transport is not None and self._busy_since is None and self._protocol.state is OPEN
 
     def write(self, messages: list[str | bytes] | list[Wire]) -> None:
         """Send these messages, each in a frame of its own."""
@@ -146,11 +165,19 @@ class WebSocketWire:
             return
         self._protocol.send_close(None if code == 1005 else code, reason)
         self._write_out()
-        self._loop.call_later(self._settings.timeouts.close, self.abort)
+        self._abort_later()
+
+    def _abort_later(self) -> None:
+        if self._timer is None and not self._over.done():
+            self._timer = self._loop.call_later(self._settings.timeouts.close, self.abort)
 
     def abort(self) -> None:
         """Cut the line now."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()  # it would keep all of this alive
         transport, self._transport = self._transport, None
+        self._unread = b""
         if transport is not None:
             transport.abort()
         if self._draining is not None:
@@ -163,12 +190,15 @@ class WebSocketWire:
         if transport is None:
             return
         for data in self._protocol.data_to_send():
+            if transport.is_closing():  # a reset: asyncio would log a warning for every write
+                return
             if data:
                 transport.write(data)
             else:
                 self._finish(transport)
         if transport.get_write_buffer_size() > _HIGH_WATER and self._draining is None:
-            self.busy_since = self._loop.time()
+            self._busy_since = self._loop.time()
+            self._busy_with = transport.get_write_buffer_size()
             self._draining = self._loop.create_task(self._drain())
 
     def _finish(self, transport: asyncio.Transport) -> None:
@@ -179,7 +209,7 @@ class WebSocketWire:
             transport.write_eof()
         else:
             transport.close()
-        self._loop.call_later(self._settings.timeouts.close, self.abort)
+        self._abort_later()
 
     async def _drain(self) -> None:
         assert self._writer is not None
@@ -189,23 +219,61 @@ class WebSocketWire:
             return  # `feed_eof` tells the listener
         finally:
             self._draining = None
-        self.busy_since = None
+        self._busy_since = None
         self._listener.drained()
 
     # -- in (aiohttp's interface of a parser) ------------------------------------------------------
 
     def pause(self) -> None:
         """Stop reading."""
+        self._paused = True
         if self._transport is not None:
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Read again."""
-        if self._transport is not None:
+        self._paused = False
+        if self._unread:
+            self._go_on_soon()
+        elif self._transport is not None:
             self._transport.resume_reading()
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         """Bytes arrived."""
+        if self._unread:
+            self._unread += data
+        elif len(data) <= _SLICE:
+            self._feed(data)
+        else:
+            self._unread = data
+            self._go_on()
+        return False, b""
+
+    def _go_on_soon(self) -> None:
+        if not self._going_on:
+            self._going_on = True
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Read what has arrived, for one turn, and no further while it is paused."""
+        self._going_on = False
+        data, done = self._unread, 0
+        until = self._loop.time() + _TURN
+        while done < len(data) and not self._paused and self._loop.time() < until:
+            self._feed(data[done : done + _SLICE])
+            done += _SLICE
+        if self._transport is None:
+            return  # cut meanwhile
+        self._unread = data[done:]
+        if self._paused:
+            return
+        if self._unread:
+            self._transport.pause_reading()
+            self._go_on_soon()
+        else:
+            self._transport.resume_reading()
+
+    def _feed(self, data: bytes) -> None:
         protocol = self._protocol
         protocol.receive_data(data)
         for frame in protocol.events_received():
@@ -213,11 +281,11 @@ class WebSocketWire:
         self._write_out()
         if protocol.parser_exc is not None:
             self._tell(Closing(Reason.PARSE_ERROR, _code(protocol.close_sent)))
-        return False, b""
 
     def feed_eof(self) -> None:
         """The TCP connection is gone."""
         self._transport = None
+        self._unread = b""
         self._tell(Closing(Reason.TRANSPORT_CLOSE, 1006))
         if not self._over.done():
             self._over.set_result(None)
@@ -290,12 +358,13 @@ def _code(close: Any) -> int:
 
 
 class WebSocketTransport(Transport):
-    """Engine.IO packets over a `WebSocketWire`."""
+    """Engine.IO packets over a `WebSocketWire`. `base64`: the client takes no binary frames."""
 
     name = WEBSOCKET
 
-    def __init__(self, settings: Settings, owner: Owner) -> None:
+    def __init__(self, settings: Settings, owner: Owner, *, base64: bool = False) -> None:
         self.owner = owner
+        self._base64 = base64
         self.wire = WebSocketWire(settings, self)
         self._closed = False
         self._ended = False
@@ -309,7 +378,7 @@ class WebSocketTransport(Transport):
         return self.wire.busy_since
 
     def write(self, packets: list[Wire]) -> None:
-        self.wire.write(packets)
+        self.wire.write([encode_polling(packet) for packet in packets] if self._base64 else packets)
 
     def close(self, reason: Reason) -> None:
         self._closed = True

@@ -82,14 +82,18 @@ class Witness(Application):
         return self._do(data)
 
     def close(self, channel, closing):
-        self.closed.set()
         return self._do(closing)
 
     def _do(self, what):
         return self._now(what) if self._sync else self._later(what)
 
-    def _now(self, what) -> None:
+    def _note(self, what) -> None:
         self.calls.append(what)
+        if isinstance(what, Closing):
+            self.closed.set()
+
+    def _now(self, what) -> None:
+        self._note(what)
         task = self._script.get(what if isinstance(what, str) else "close")
         if isinstance(task, BaseException):
             raise task
@@ -99,7 +103,7 @@ class Witness(Application):
         assert self._inside == 1, "two calls at a time"
         try:
             task = self._script.get(what if isinstance(what, str) else "close")
-            self.calls.append(what)
+            self._note(what)
             if isinstance(task, BaseException):
                 raise task
             await (task.wait() if task is not None else asyncio.sleep(0))

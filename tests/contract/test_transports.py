@@ -457,20 +457,74 @@ async def test_a_get_makes_it_writable_and_an_answer_makes_it_not(polling):
 
 
 async def test_an_undelivered_batch_comes_back(polling):
-    polling.poll(lambda body: None)
+    answers: list[str] = []
+    respond = answers.append
+    polling.poll(respond)
     polling.write(["4a", b"b"])
-    polling.undelivered()
+    polling.undelivered(respond)
     assert owner_of(polling).returned_packets == [["4a", b"b"]]
-    polling.undelivered()
+    polling.undelivered(respond)
     assert owner_of(polling).returned_packets == [["4a", b"b"], []]
 
 
 async def test_the_next_get_says_that_the_last_answer_was_delivered(polling):
-    polling.poll(lambda body: None)
+    answers: list[str] = []
+    respond = answers.append
+    polling.poll(respond)
     polling.write(["4a"])
     polling.poll(lambda body: None)
-    polling.undelivered()
+    polling.undelivered(respond)
     assert owner_of(polling).returned_packets == [[]]
+
+
+async def test_a_get_that_is_sent_again_gets_the_same_answer(polling):
+    first: list[str] = []
+    again: list[str] = []
+    respond = first.append
+    polling.poll(respond, "x")
+    polling.write(["4a", "4b"])
+    polling.poll(again.append, "x")
+    assert first == again == ["4a\x1e4b"]
+    polling.undelivered(respond)
+    assert owner_of(polling).returned_packets == [], "they are under way a second time"
+
+
+async def test_a_get_that_is_sent_again_takes_the_place_of_the_one_that_waits(polling):
+    first: list[str] = []
+    again: list[str] = []
+    polling.poll(first.append, "x")
+    polling.poll(again.append, "x")
+    assert first == ["6"]
+    polling.write(["4a"])
+    assert again == ["4a"]
+    assert owner_of(polling).lost_for is None
+
+
+async def test_after_a_get_was_doubled_the_next_one_is_no_overlap(polling):
+    answers: list[str] = []
+    polling.poll(answers.append, "x")
+    polling.poll(answers.append, "x")
+    polling.poll(answers.append, "y")
+    assert answers == ["6", "6"]
+    polling.write(["4a"])
+    assert answers == ["6", "6", "4a"]
+
+
+async def test_a_post_that_is_sent_again_is_taken_once(polling):
+    for once in ("x", "x", "y", None, None):
+        if polling.begin_post(once):
+            polling.post(b"4a")
+            polling.end_post()
+    assert len(owner_of(polling).packets) == 4
+
+
+async def test_a_post_that_was_not_taken_may_be_sent_again(polling):
+    assert polling.begin_post("x")
+    with pytest.raises(Overlap):
+        polling.begin_post("x")
+    polling.end_post()
+    assert owner_of(polling).lost_for is None
+    assert polling.begin_post("x")
 
 
 async def test_overlapping_requests_raise_and_are_the_end(polling):

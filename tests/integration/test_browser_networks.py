@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.async_api import BrowserContext, Page
 
-from tests.network.boxes import BOXES
+from tests.network.boxes import BOXES, LoseUplink
 
 MESSAGES = 200
 
@@ -33,6 +33,8 @@ async ({ count, pause }) => {
   const loaded = performance.getEntriesByType('navigation')[0].loadEventEnd;
   const socket = new GatewaySocket(location.href.replace(/^http/, 'ws') + 'echo');
   const answers = [];
+  const losses = [];
+  addEventListener('gateway:lost', ({ detail }) => losses.push(detail.reason));
   let first = null;
   let transport = null;
   const done = new Promise((resolve, reject) => {
@@ -50,7 +52,7 @@ async ({ count, pause }) => {
     if (pause) await new Promise((resolve) => setTimeout(resolve, pause));
   }
   await done;
-  return { first, transport, answers };
+  return { first, transport, answers, losses };
 }
 """
 
@@ -58,6 +60,9 @@ EXPECTED = [f"message {n} – ünïcode" for n in range(MESSAGES)]
 
 # Boxes that let a WebSocket live for a while, so that the page may have moved to one, or back.
 EITHER = {"plain", "kill_after_3_s", "split_posts"}
+
+# Long enough for the connection to be killed on the way.
+PAUSES = {"kill_after_3_s": 20}
 
 
 @pytest.fixture
@@ -111,9 +116,27 @@ async def test_through_each_middlebox_no_message_is_lost(name, gateway, chromium
         host, port = await box.start(gateway.host, gateway.port)
         page = await _open(await chromium(), f"http://{host}:{port}")
 
-        result = await _exchange(page, pause=20)
+        result = await _exchange(page, pause=PAUSES.get(name, 10))
 
         assert result["answers"] == EXPECTED
         assert result["first"] < 1000, "ms from the page's load event to the first message"
+        assert result["losses"] == [], "nothing here is away for a second"
         if name not in EITHER:
             assert await _transport(page) == "polling"
+
+
+async def test_a_websocket_that_loses_what_the_browser_sends_is_left_alone(
+    gateway_process, chromium, tmp_path
+) -> None:
+    (tmp_path / "echo.py").write_text(ECHO, encoding="utf-8")
+    # The gateway is the only one that can notice: it says 4001, in good order.
+    gateway = gateway_process(config="ping: 1s+1s\n" + CONFIG)
+    async with LoseUplink(0.5) as box:
+        host, port = await box.start(gateway.host, gateway.port)
+        page = await _open(await chromium(), f"http://{host}:{port}")
+
+        result = await _exchange(page, pause=40)
+
+        assert result["answers"] == EXPECTED
+        assert "died early twice" in await page.evaluate("GatewaySocket.connection.why")
+        assert await _transport(page) == "polling"

@@ -125,6 +125,11 @@ async def soon(queue: "asyncio.Queue[Any]") -> Any:
     return await asyncio.wait_for(queue.get(), 10)
 
 
+async def all_is_sent(client: engineio.AsyncClient) -> None:
+    """No POST of this client is under way: one that leaves during a POST never sends its goodbye."""
+    await asyncio.wait_for(client.queue.join(), 10)
+
+
 # -- engine.io-client from npm ---------------------------------------------------------------------
 
 
@@ -220,6 +225,7 @@ async def test_python_leaves(
     sid = await soon(server.opened)
     await python_client.send("hello")
     assert await soon(server.messages) == "hello"
+    await all_is_sent(python_client)
     await python_client.disconnect()
     assert (gone := await soon(server.closed))[0] == sid
     assert gone[1] in LEFT[transports[-1]]
@@ -234,6 +240,9 @@ async def test_python_is_closed(
     python_client.on("disconnect", lambda reason: news.put_nowait(("closed", reason)))
     await python_client.connect(server.url, transports=transports)
     sid = await soon(server.opened)
+    # Its connect() returns when it has sent the packet that ends the upgrade; the echo follows that.
+    await python_client.send("hello")
+    assert await soon(news) == "hello"
     assert server.eio.transport(sid) == transports[-1]
     await server.eio.send(sid, b"\x00\x01")
     await server.eio.send(sid, "the last word")
@@ -349,6 +358,7 @@ async def test_socketio(sio: tuple[SocketServer, str], sio_client: SioClient, tr
     assert answer is None
     assert await other.receive(timeout=5) == ["ping me", "back"]
     left, kept = other.sid, client.sid
+    await all_is_sent(other.client.eio)
     await other.disconnect()
     assert (gone := await soon(closed))[0] == left
     assert gone[1] in LEFT[transports[-1]]

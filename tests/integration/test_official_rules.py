@@ -216,7 +216,17 @@ async def test_websocket_messages(rig: Rig) -> None:
         assert await ws.receive_bytes() == b"\x01\x02\x03\x04"
 
 
-@pytest.mark.parametrize("frame", ["abc", "", "9"])
+async def test_websocket_messages_of_a_client_with_force_base64(rig: Rig) -> None:
+    """Not in the document, but what engine.io-client, engine.io and python-engineio do."""
+    async with rig.websocket("EIO=4&transport=websocket&b64=1") as ws:
+        await ws.receive_str()
+        await ws.send_str("bAQIDBA==")
+        assert await text_of(ws) == "bAQIDBA=="
+        await ws.send_str("4bAQIDBA==")
+        assert await text_of(ws) == "4bAQIDBA=="
+
+
+@pytest.mark.parametrize("frame", ["abc", "", "9", "b!"])
 async def test_websocket_closes_upon_an_invalid_packet(rig: Rig, frame: str) -> None:
     async with rig.websocket() as ws:
         await ws.receive_str()

@@ -128,12 +128,7 @@ class RefuseUpgrade(Plain):
     """
 
     async def upgrade(self, flow: Flow, head: bytes) -> None:
-        page = b"<!doctype html><title>Blocked</title><p>Blocked by the policy of your company."
-        flow.writer.write(
-            b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/html\r\nConnection: close\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (len(page), page)
-        )
-        await flow.writer.drain()
+        await _answer(flow, b"403 Forbidden", b"Blocked by the policy of your company.")
 
 
 class NeverAnswer(Plain):
@@ -194,6 +189,118 @@ class SplitPosts(Plain):
                 self.segments += 1
 
 
+class KillWebSockets(Plain):
+    """A WebSocket is reset some seconds after it was opened, idle or busy; nothing else is.
+
+    Proxies with a limit on what is no ordinary request.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    async def upgrade(self, flow: Flow, head: bytes) -> None:
+        timer = asyncio.get_running_loop().call_later(self.seconds, self.reset, flow)
+        try:
+            await super().upgrade(flow, head)
+        finally:
+            timer.cancel()
+
+
+class LoseUplink(Plain):
+    """Some seconds after a WebSocket was opened, nothing that the browser sends in it arrives any more.
+
+    Firewalls that lose one direction of a connection: the server's pings still come through.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    async def upgrade(self, flow: Flow, head: bytes) -> None:
+        await flow.upgrade(head)
+        await flow.tunnel_until_deaf(self.seconds)
+
+
+class Whole(RefuseUpgrade):
+    """Takes whole requests and hands on whole answers, one at a time; lets no WebSocket through.
+
+    Virus scanners and inspecting proxies. Their requests are repeated, and their answers are lost, in
+    the subclasses.
+    """
+
+    def __init__(self, path: str = "/_gateway/engine/") -> None:
+        """`path`: where what is treated so begins. The page itself should come through whole."""
+        super().__init__()
+        self._path = f" {path}".encode()
+        self.treated = 0
+        """Requests below `path`."""
+
+    async def forward(self, flow: Flow, head: bytes) -> None:
+        if self._path not in head:
+            await super().forward(flow, head)
+            return
+        self.treated += 1
+        request = head + b"".join([part async for part in flow.body(head)])
+        async with flow.while_there():
+            await self.treat(flow, request)
+        await flow.writer.drain()
+
+    async def treat(self, flow: Flow, request: bytes) -> None:
+        """One request below `path`."""
+        flow.writer.write(await flow.ask(request))
+
+
+class RepeatPosts(Whole):
+    """Every POST arrives twice; the second answer is handed on.
+
+    Proxies that try again what seemed to fail, and browsers, whose connection was cut before the answer.
+    """
+
+    async def treat(self, flow: Flow, request: bytes) -> None:
+        if request.startswith(b"POST "):
+            await flow.ask(request)
+        await super().treat(flow, request)
+
+
+class LoseAnswers(Whole):
+    """One answer in ten is lost after the server has acted: the connection is reset instead.
+
+    Load balancers that lose a machine, mobile networks. Browsers then send a request again by themselves.
+    """
+
+    async def treat(self, flow: Flow, request: bytes) -> None:
+        answer = await flow.ask(request)
+        if self.treated % 10 == 0:
+            self.reset(flow)
+        else:
+            flow.writer.write(answer)
+
+
+class BadGateway(Whole):
+    """One request in ten is answered with 502, in turn before and after the server has acted on it.
+
+    Load balancers in front of a machine that is in trouble.
+    """
+
+    async def treat(self, flow: Flow, request: bytes) -> None:
+        if self.treated % 10:
+            await super().treat(flow, request)
+            return
+        if self.treated % 20:
+            await flow.ask(request)
+        await _answer(flow, b"502 Bad Gateway", b"Try again later.")
+
+
+async def _answer(flow: Flow, status: bytes, text: bytes) -> None:
+    page = b"<!doctype html><title>%b</title><p>%b" % (status, text)
+    flow.writer.write(
+        b"HTTP/1.1 %b\r\nContent-Type: text/html\r\nConnection: close\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (status, len(page), page)
+    )
+    await flow.writer.drain()
+
+
 BOXES: dict[str, Callable[[], Plain]] = {
     "plain": Plain,
     "silent_after_101": SilentAfter101,
@@ -202,5 +309,9 @@ BOXES: dict[str, Callable[[], Plain]] = {
     "never_answer": NeverAnswer,
     "kill_after_3_s": lambda: KillAfter(3.0),
     "split_posts": SplitPosts,
+    "kill_websockets": lambda: KillWebSockets(0.5),
+    "repeat_posts": RepeatPosts,
+    "lose_answers": LoseAnswers,
+    "bad_gateway": BadGateway,
 }
 """All of them by name, each with the values that tests of clients use."""

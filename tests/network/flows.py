@@ -54,6 +54,13 @@ def end_of_stream(writer: asyncio.StreamWriter) -> None:
             writer.write_eof()
 
 
+async def _read_answer(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(_END)
+    if _CHUNKED.search(head):
+        raise NotImplementedError("an answer in chunks")
+    return head + await reader.readexactly(content_length(head))
+
+
 def _reset(writer: asyncio.StreamWriter) -> None:
     """Ends a connection by RST: what was not sent yet is lost."""
     raw = writer.get_extra_info("socket")
@@ -135,6 +142,51 @@ class Flow:
         assert self._upstream
         reader, writer = self._upstream
         await asyncio.gather(pipe(self.reader, writer), pipe(reader, self.writer))
+
+    async def ask(self, request: bytes) -> bytes:
+        """Sends a whole request upstream, on a connection of its own, and gives the whole answer."""
+        reader, writer = await asyncio.open_connection(*self._address, limit=LIMIT)
+        try:
+            writer.write(request)
+            return await _read_answer(reader)
+        finally:
+            writer.close()
+
+    @contextlib.asynccontextmanager
+    async def while_there(self) -> AsyncIterator[None]:
+        """Cancels what is done in it, and resets, when the browser leaves before it is done."""
+        task = asyncio.current_task()
+        assert task
+        watch = asyncio.create_task(self.reader.read(1))
+        gone = False
+
+        def left(read: asyncio.Task[bytes]) -> None:
+            nonlocal gone
+            if not read.cancelled():
+                gone = True
+                task.cancel()
+
+        watch.add_done_callback(left)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+            task.uncancel()
+            raise ConnectionResetError("the browser has left") from None
+        finally:
+            watch.remove_done_callback(left)
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+    async def tunnel_until_deaf(self, seconds: float) -> None:
+        """After `upgrade`: what comes from the browser later than that vanishes."""
+        assert self._upstream
+        reader, writer = self._upstream
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await pipe(self.reader, writer)
+        await asyncio.gather(swallow(self.reader), pipe(reader, self.writer))
 
     async def silence(self) -> None:
         """After `upgrade`: takes what comes from both sides, and keeps both connections."""

@@ -12,10 +12,15 @@ from aiohttp import web
 
 from tests.network.boxes import (
     BOXES,
+    BadGateway,
     KillAfter,
+    KillWebSockets,
+    LoseAnswers,
+    LoseUplink,
     NeverAnswer,
     Plain,
     RefuseUpgrade,
+    RepeatPosts,
     ResetAfter101,
     SilentAfter101,
     SplitPosts,
@@ -271,6 +276,71 @@ async def test_split_posts_arrive_in_several_segments(through, client, upstream)
         assert await response.read() == body
     assert box.segments == 4
     assert upstream.reads == [20, 20, 20, 20]
+
+
+async def test_kill_websockets_resets_nothing_else(through, connect, upstream):
+    box = KillWebSockets(0.2)
+    url = await through(box)
+    waiting, writer = await connect(url)
+    writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+    await within(2, upstream.arrived.wait())
+    reader, writer = await connect(url)
+    writer.write(HANDSHAKE)
+    await reader.readuntil(b"\r\n\r\n")
+    with pytest.raises(ConnectionResetError):
+        await within(2, reader.read())
+    assert box.resets == 1
+    upstream.answer.set()
+    assert (await within(2, waiting.readuntil(b"\r\n\r\n"))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_lose_uplink_loses_what_the_browser_sends_and_nothing_else(through, connect, upstream):
+    reader, writer = await connect(await through(LoseUplink(0.2)))
+    writer.write(HANDSHAKE)
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(HI)
+    assert await within(2, reader.readexactly(4)) == b"\x81\x02hi"
+    await asyncio.sleep(0.3)
+    writer.write(HI)
+    with pytest.raises(TimeoutError):
+        await within(0.2, reader.read(1))
+    assert not upstream.gone.is_set()
+
+
+async def test_repeat_posts_sends_them_twice(through, client, upstream):
+    url = await through(RepeatPosts("/echo"))
+    async with client.post(f"{url}/echo", data=b"once") as response:
+        assert await response.read() == b"once"
+    assert upstream.reads == [4, 4]
+
+
+async def test_lose_answers_loses_one_in_ten_after_the_server_has_acted(through, client, upstream):
+    box = LoseAnswers("/echo")
+    url = await through(box)
+    for _ in range(9):
+        async with client.post(f"{url}/echo", data=b"hi") as response:
+            assert await response.read() == b"hi"
+    with pytest.raises(aiohttp.ClientError):
+        await client.post(f"{url}/echo", data=b"hi")
+    assert (upstream.reads, box.resets) == ([2] * 10, 1)
+
+
+async def test_bad_gateway_answers_502_after_and_before_the_server_has_acted(through, client, upstream):
+    url = await through(BadGateway("/echo"))
+    statuses = []
+    for _ in range(20):
+        async with client.post(f"{url}/echo", data=b"hi") as response:
+            statuses.append(response.status)
+    assert statuses == ([200] * 9 + [502]) * 2
+    assert upstream.reads == [2] * 19
+
+
+async def test_a_request_to_a_whole_box_that_is_given_up_is_given_up_behind_it(through, connect, upstream):
+    _, writer = await connect(await through(RepeatPosts("/wait")))
+    writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+    await within(2, upstream.arrived.wait())
+    writer.close()
+    await within(2, upstream.gone.wait())
 
 
 async def test_a_slow_reader_slows_the_sender(connect):

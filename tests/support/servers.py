@@ -96,7 +96,9 @@ class Squid(Server):
         self.directory = _directory("squid", owner="proxy")
         config = self.directory / "squid.conf"
         config.write_text(_SQUID.format(port=self.port, directory=self.directory), "utf-8")
-        super().__init__([part("squid"), "-N", "-d", "1", "-f", config], name="squid")
+        # By its name Squid calls its shared memory: two of one name end each other.
+        own = f"gateway{self.port}"
+        super().__init__([part("squid"), "-N", "-n", own, "-d", "1", "-f", config], name="squid")
         try:
             self.wait_for_port(self.port)
         except BaseException:

@@ -3,11 +3,13 @@
 import asyncio
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.support import parts
 from tests.support.processes import Process, ProcessFailed, free_port
+from tests.support.servers import Squid
 
 SERVER = """
 import socket, subprocess, sys, time
@@ -73,6 +75,14 @@ def test_a_missing_part_skips_for_a_person_and_fails_in_ci(monkeypatch):
     monkeypatch.setenv("CI", "1")
     with pytest.raises(pytest.fail.Exception, match="squid is not installed"):
         parts.part("squid")
+
+
+def test_two_squids_share_no_memory_and_leave_none_behind():
+    # Squids of different users that share a name cannot run at the same time.
+    with Squid() as one, Squid() as other:
+        memory = [set(Path("/dev/shm").glob(f"*{each.port}-*")) for each in (one, other)]
+        assert all(memory)
+    assert not [left for each in memory for left in each if left.exists()]
 
 
 async def test_chromium_goes_through_squid_to_loopback(chromium, squid):

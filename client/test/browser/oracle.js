@@ -18,4 +18,7 @@ document.addEventListener('securitypolicyviolation', (event) => violations.push(
 const results = [];
 for (const check of Object.entries(CHECKS)) results.push(await run(check));
 const { connection, version } = GatewaySocket;
-await fetch('/report', { method: 'POST', body: JSON.stringify({ results, violations, connection, version }) });
+const First = GatewaySocket;
+await import('/static/client.js?again');
+const isFirst = GatewaySocket === First;
+await fetch('/report', { method: 'POST', body: JSON.stringify({ results, violations, isFirst, connection, version }) });

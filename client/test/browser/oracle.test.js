@@ -27,7 +27,7 @@ async function serve(request, response, report) {
   const body = await readFile(file).catch(() => null);
   response.writeHead(body ? 200 : 404, {
     'Content-Type': TYPES[pathname.split('.').pop()] ?? 'text/plain',
-    'Content-Security-Policy': "default-src 'self'",
+    'Content-Security-Policy': "default-src 'self'; require-trusted-types-for 'script'",
   });
   return response.end(body ?? '');
 }
@@ -88,6 +88,10 @@ for (const name of Object.keys(CHECKS)) {
 
 test('nothing offends the Content-Security-Policy', () => {
   assert.deepEqual(report.violations, []);
+});
+
+test('a second copy of the script changes nothing', () => {
+  assert.equal(report.isFirst, true);
 });
 
 test('it ended on a websocket', () => {

@@ -65,6 +65,7 @@ export function createPage(base = 'https://example.com/dir/page?q#f') {
       urls.push(url.href);
       return session;
     },
+    pathOf: ({ pathname, search }) => pathname + search,
     task: (callback) => tasks.push(callback),
   });
   /** Run the tasks that wait; returns how many there were. */
