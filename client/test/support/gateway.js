@@ -33,11 +33,14 @@ class EchoSession {
 
   receive(data) {
     const frame = frames.decode(data);
-    if (frame.kind === 'ack') return this.outbox.acknowledge(frame.count);
+    if (frame.kind === 'ack') {
+      this.outbox.acknowledge(frame.count);
+      return this.flush();
+    }
     if (frame.kind === 'bye') return (this.bye = true);
     this.inbox.count(1, 0);
     this.answer(frame);
-    if (this.inbox.received % 16 === 0) this.socket.send(frames.ack(this.inbox.received));
+    this.socket.send(frames.ack(this.inbox.received));
     return this.flush();
   }
 
