@@ -32,8 +32,8 @@ from .routes.demo import DemoApplication
 from .routes.files import Files
 from .routes.handlers import HandlerApplication, Route
 from .routes.table import PREFIX, AtEngineIO, Mount, Pattern, RouteTable, engine_base, not_found, union_of
-from .routes.threads import Threads
 from .session import Sessions
+from .threads import Threads
 from .wires.http import EngineEndpoint
 from .wires.plain import PlainEndpoint
 from .wires.request import refusal

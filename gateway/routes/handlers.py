@@ -24,9 +24,9 @@ from gateway.protocol.handshake import Code
 from gateway.protocol.handshake import Refused as RequestRefused
 from gateway.protocol.origins import OriginPolicy
 from gateway.protocol.reasons import Closing, Reason
+from gateway.threads import Threads
 
 from .table import PREFIX, Mount, Pattern
-from .threads import Threads
 
 log = logging.getLogger("gateway.application")
 

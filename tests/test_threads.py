@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from gateway.routes.threads import Threads
+from gateway.threads import Threads
 
 
 @pytest.fixture
