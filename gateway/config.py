@@ -40,7 +40,14 @@ class Limits:
     outbound_messages: int = 16_384  # ten thousand small ones in one turn of the loop are ordinary
     inbound_bytes: int = 1_048_576  # waiting for one client's handler
     inbound_messages: int = 64
+    message: int = 8_388_608  # bytes of one message of our own client, which cuts it into parts
     connections: int = 100_000  # per process
+    # A company behind one proxy is one address, and so is everybody behind a proxy that nobody has declared.
+    per_address: int = 20_000  # connections
+    per_user: int = 1_000  # sessions, where a route asks for a user
+    handshakes: int = 100  # per second and address, after a first `half_open` at once
+    hooks: int = 100  # cleanup hooks at the same time
+    attempts: int = 12  # of a cleanup hook, the waits between them doubling: about a day
     # Handshakes of one address without a second request. After a restart all users of a proxy come back
     # in the same second, and a proxy that nobody has declared makes the whole site one address.
     half_open: int = 4_000
@@ -64,6 +71,8 @@ class Timeouts:
     handler: float = 5.0  # for the last handler, before `close` is called anyway
     grace: float = 15.0  # a session without a connection is kept (as Shiny Server)
     leave: float = 2.0  # the same after the page said good-bye: a reload is back sooner
+    lease: float = 15.0  # a node that has not been heard of for this long is lost, and others clean up
+    hook: float = 30.0  # for one attempt of a cleanup hook
     drain: float = 10.0  # for a stop
     header: float = 10.0  # for the head of a request
 
@@ -77,6 +86,7 @@ class Settings:
     timeouts: Timeouts = field(default_factory=Timeouts)
     transports: tuple[str, ...] = (POLLING, WEBSOCKET)
     upgrades: bool = True
+    exit_when_empty: float | None = None  # s after the end of the last session
 
     @property
     def offered_upgrades(self) -> tuple[str, ...]:
