@@ -8,11 +8,13 @@ what all of them must do. Knows nothing of clients, connections or hooks.
 
 from __future__ import annotations
 
+import json
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 
 class StoreError(Exception):
@@ -97,10 +99,16 @@ class SessionStore(ABC):
       seconds, one that refuses to write `StoreRefuses`;
     - leases and graces are measured by one clock for all nodes (the machine's, or the server's), which
       no step of the wall clock moves;
-    - a session belongs to one node at a time: `resume`, `claim` and `claim_orphans` exclude each other.
+    - a session belongs to one node at a time: `resume`, `claim` and `claim_orphans` exclude each other;
+    - after `StoreUnavailable` a node may repeat any call. `add`, `resume` and `claim` say again what they
+      have done for this node, `claim_orphans` returns what got lost on the way; so two callers in one
+      node must not ask for the same session at the same time;
+    - a call that is cancelled may take effect all the same.
 
-    `node` is a text that no other process has, nor ever had. `lasting` says whether records outlive the
-    process. `url` shows no password.
+    `node` is a text that no other process has, nor ever had; one that has not joined, has left or was
+    declared lost is refused like one that owns nothing. `lasting` says whether records outlive the
+    process. `url` shows no password. Ids and nodes must be text that can be encoded (no lone surrogates),
+    `data` a JSON object: `ValueError` or `TypeError` otherwise, and nothing of the call is done.
     """
 
     url: str
@@ -171,27 +179,32 @@ class SessionStore(ABC):
 
     @abstractmethod
     async def claim_orphans(self, node: str, limit: int) -> list[Claim]:
-        """What else there is to clean up, oldest first, at most `limit`. Each becomes this node's own:
+        """What else there is to clean up, longest overdue first, at most `limit`. All become the node's own:
 
-        - sessions of nodes whose lease is over (reason `NODE_LOST`), which are declared lost by this;
+        - OPEN sessions of nodes that have left, or whose lease is over (reason `NODE_LOST`); these nodes,
+          but never the caller, are declared lost by this;
         - parked ones whose grace is over (reason `SHUTDOWN`);
         - claims of nodes that are lost or have left (the same reason, `attempt` one higher);
         - claims that were put off and are due (likewise).
+
+        With a `limit` of 0 nothing happens.
         """
 
     @abstractmethod
     async def finish(self, node: str, claim: Claim) -> bool:
-        """The hooks have succeeded: the record goes. False if the claim is void."""
+        """The hooks have succeeded: the record goes. False if the claim is void, or was given up."""
 
     @abstractmethod
     async def put_off(
         self, node: str, claim: Claim, delay: float, pending: tuple[str, ...], error: str
     ) -> bool:
-        """These hooks have failed, and are to be tried again in `delay` seconds. False if it is void."""
+        """These hooks have failed, and are to be tried again in `delay` seconds, by any node. The claim is
+        given up by this. False if it is void, or was given up.
+        """
 
     @abstractmethod
     async def bury(self, node: str, claim: Claim, pending: tuple[str, ...], error: str) -> bool:
-        """These hooks have failed for good: phase FAILED, for a person to see. False if it is void."""
+        """These hooks have failed for good: phase FAILED, for a person to see. False as for `put_off`."""
 
     # -- people ------------------------------------------------------------------------------------
 
@@ -214,3 +227,312 @@ class SessionStore(ABC):
     @abstractmethod
     async def asked_to_close(self, node: str) -> list[str]:
         """Which sessions of the node are to be ended; each is told once."""
+
+
+# -- what implementations share ------------------------------------------------------------------------
+
+MAX_ERROR: Final = 2_000  # characters of an error that are kept
+
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+
+def to_text(session: Session) -> str:
+    """All of a session but its id, as JSON in ASCII: any text survives any store.
+
+    Raises `TypeError` or `ValueError` if `data` is no JSON object, or the id cannot be encoded.
+    """
+    session.id.encode()
+    return _encode(
+        {
+            "user": session.user,
+            "routes": session.routes,
+            "data": dict(session.data),
+            "opened": session.opened,
+            "seen": session.seen,
+        }
+    )
+
+
+def from_text(session_id: str, text: str | bytes) -> Session:
+    """What `to_text` was given."""
+    found = json.loads(text)
+    return Session(
+        session_id, found["user"], tuple(found["routes"]), found["data"], found["opened"], found["seen"]
+    )
+
+
+def presentable(error: str) -> str:
+    """The error as it is recorded: of bounded length, and of text that can be encoded."""
+    return error[:MAX_ERROR].encode("utf-8", "backslashreplace").decode()
+
+
+# -- the simplest complete implementation --------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Node:
+    until: float  # the end of its lease
+    gone: bool = False  # lost, or left: kept until nothing of it is left to clean up
+
+
+@dataclass(slots=True)
+class _Record:
+    text: str
+    node: str | None = None
+    phase: Phase = Phase.OPEN
+    due: float | None = None  # the end of a grace, or the next attempt
+    state: bytes = b""
+    reason: str | None = None
+    fence: int = 0
+    attempt: int = 0
+    pending: tuple[str, ...] | None = None
+    detected_after: float | None = None
+    error: str | None = None
+
+
+class MemoryStore(SessionStore):
+    """Records that end with the process. Several nodes may share one object.
+
+    `clock` returns seconds and never goes back. With `lasting` it says that it outlives its nodes, which
+    is true for those that share it.
+    """
+
+    url = "memory:"
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, lasting: bool = False) -> None:
+        self.lasting = lasting
+        self._clock = clock
+        self._nodes: dict[str, _Node] = {}
+        self._records: dict[str, _Record] = {}  # oldest first
+        # What has to be looked at often must not cost a walk through all records.
+        self._owned: dict[str, dict[str, None]] = {}  # node -> ids
+        self._due: dict[str, None] = {}
+        self._asked: dict[str, None] = {}
+        self._counts = dict.fromkeys(Phase, 0)
+
+    async def open(self) -> None:
+        """Nothing to do."""
+
+    async def close(self) -> None:
+        """Nothing to do: another node may go on with it."""
+
+    async def join(self, node: str, lease: float) -> None:
+        node.encode()
+        self._nodes[node] = _Node(self._clock() + lease)
+
+    async def renew(self, node: str, lease: float) -> bool:
+        if not self._lives(node):
+            return False
+        self._nodes[node].until = self._clock() + lease
+        return True
+
+    async def leave(self, node: str) -> None:
+        if self._lives(node):
+            self._nodes[node] = _Node(self._clock(), gone=True)
+
+    async def add(self, node: str, session: Session) -> bool:
+        text = to_text(session)
+        if not self._lives(node):
+            return False
+        if session.id in self._records:
+            if record := self._own(node, session.id, Phase.OPEN):
+                record.text = text
+            return record is not None
+        self._records[session.id] = record = _Record(text)
+        self._counts[Phase.OPEN] += 1
+        self._move(session.id, record, Phase.OPEN, node)
+        return True
+
+    async def save(self, node: str, sessions: Iterable[Session]) -> None:
+        texts = [(session.id, to_text(session)) for session in sessions]
+        for session_id, text in texts:
+            if record := self._own(node, session_id, Phase.OPEN):
+                record.text = text
+
+    async def remove(self, node: str, session_id: str) -> None:
+        if record := self._own(node, session_id, Phase.OPEN):
+            self._forget(session_id, record)
+
+    async def park(self, node: str, parked: Iterable[tuple[str, float, bytes]]) -> None:
+        if not self.lasting:
+            raise ValueError("a store in memory ends with its process: nothing can be parked in it")
+        now = self._clock()
+        for session_id, grace, state in parked:
+            if record := self._own(node, session_id, Phase.OPEN):
+                record.state = bytes(state)
+                due = now if session_id in self._asked else now + grace
+                self._move(session_id, record, Phase.PARKED, due=due)
+
+    async def parked(self, session_id: str) -> bytes | None:
+        record = self._resumable(session_id)
+        return record.state if record else None
+
+    async def resume(self, node: str, session_id: str) -> Session | None:
+        if not self._lives(node):
+            return None
+        if not (record := self._own(node, session_id, Phase.OPEN)):
+            if not (record := self._resumable(session_id)):
+                return None
+            record.state = b""
+            self._move(session_id, record, Phase.OPEN, node)
+        return from_text(session_id, record.text)
+
+    async def claim(
+        self, node: str, session: Session, reason: str, detected_after: float | None = None
+    ) -> Claim | None:
+        text = to_text(session)
+        if record := self._own(node, session.id, Phase.OPEN):
+            record.text, record.reason, record.detected_after = text, reason, detected_after
+            self._take(session.id, record, node)
+        elif not (record := self._own(node, session.id, Phase.CLOSING)) or record.attempt != 1:
+            return None
+        return _claim(session.id, record)
+
+    async def claim_orphans(self, node: str, limit: int) -> list[Claim]:
+        if not self._lives(node) or limit <= 0:
+            return []
+        now = self._clock()
+        for name, other in self._nodes.items():
+            other.gone = other.gone or (name != node and other.until <= now)
+        gone = [name for name, other in self._nodes.items() if other.gone]
+        overdue = [(self._nodes[name].until, key) for name in gone for key in self._owned.get(name, ())]
+        overdue += [(due, key) for key in self._due if (due := self._records[key].due or 0.0) <= now]
+        overdue.sort(key=lambda item: item[0])  # stable: of one node, the oldest first
+        claims = []
+        for _, session_id in overdue[:limit]:
+            record = self._records[session_id]
+            record.reason = record.reason or ("NODE_LOST" if record.phase is Phase.OPEN else "SHUTDOWN")
+            self._take(session_id, record, node)
+            claims.append(_claim(session_id, record))
+        for name in gone:
+            if not self._owned.get(name):
+                del self._nodes[name]
+        return claims
+
+    async def finish(self, node: str, claim: Claim) -> bool:
+        if not (record := self._held(node, claim)):
+            return False
+        self._forget(claim.session.id, record)
+        return True
+
+    async def put_off(
+        self, node: str, claim: Claim, delay: float, pending: tuple[str, ...], error: str
+    ) -> bool:
+        if not (record := self._held(node, claim)):
+            return False
+        record.pending, record.error = pending, presentable(error)
+        self._move(claim.session.id, record, Phase.CLOSING, due=self._clock() + delay)
+        return True
+
+    async def bury(self, node: str, claim: Claim, pending: tuple[str, ...], error: str) -> bool:
+        if not (record := self._held(node, claim)):
+            return False
+        record.pending, record.error = pending, presentable(error)
+        self._move(claim.session.id, record, Phase.FAILED)
+        return True
+
+    async def rows(self, *, failed: bool = False, limit: int = 1000) -> list[Row]:
+        now = self._clock()
+        return [row for row in self._rows(now) if not failed or row.phase is Phase.FAILED][: max(limit, 0)]
+
+    async def counts(self) -> dict[Phase, int]:
+        return dict(self._counts)
+
+    async def retry(self, session_id: str) -> bool:
+        record = self._records.get(session_id)
+        if record is None or record.phase is not Phase.FAILED:
+            return False
+        self._move(session_id, record, Phase.CLOSING, due=self._clock())
+        return True
+
+    async def ask_to_close(self, session_id: str) -> bool:
+        record = self._records.get(session_id)
+        if record is None or record.phase not in (Phase.OPEN, Phase.PARKED):
+            return False
+        if record.phase is Phase.OPEN:
+            self._asked[session_id] = None
+        elif record.due is not None:  # over at once, and overdue for no longer than it is already
+            record.due = min(record.due, self._clock())
+        return True
+
+    async def asked_to_close(self, node: str) -> list[str]:
+        asked = [key for key in self._asked if self._own(node, key, Phase.OPEN)]
+        for session_id in asked:
+            del self._asked[session_id]
+        return asked
+
+    def _lives(self, node: str) -> bool:
+        found = self._nodes.get(node)
+        return found is not None and not found.gone
+
+    def _own(self, node: str, session_id: str, phase: Phase) -> _Record | None:
+        record = self._records.get(session_id)
+        if record and record.node == node and record.phase is phase and self._lives(node):
+            return record
+        return None
+
+    def _held(self, node: str, claim: Claim) -> _Record | None:
+        record = self._own(node, claim.session.id, Phase.CLOSING)
+        return record if record and record.fence == claim.fence else None
+
+    def _resumable(self, session_id: str) -> _Record | None:
+        record = self._records.get(session_id)
+        if record and record.phase is Phase.PARKED and record.due is not None and record.due > self._clock():
+            return record
+        return None
+
+    def _take(self, session_id: str, record: _Record, node: str) -> None:
+        record.state = b""
+        record.fence += 1
+        record.attempt += 1
+        self._move(session_id, record, Phase.CLOSING, node)
+
+    def _move(
+        self,
+        session_id: str,
+        record: _Record,
+        phase: Phase,
+        node: str | None = None,
+        due: float | None = None,
+    ) -> None:
+        """The only place where a record changes its owner, phase or time."""
+        self._leave_indexes(session_id, record)
+        record.phase, record.node, record.due = phase, node, due
+        self._counts[phase] += 1
+        if node is not None:
+            self._owned.setdefault(node, {})[session_id] = None
+        if due is not None:
+            self._due[session_id] = None
+
+    def _forget(self, session_id: str, record: _Record) -> None:
+        self._leave_indexes(session_id, record)
+        del self._records[session_id]
+
+    def _leave_indexes(self, session_id: str, record: _Record) -> None:
+        self._counts[record.phase] -= 1
+        self._due.pop(session_id, None)
+        self._asked.pop(session_id, None)
+        if record.node is not None and (owned := self._owned.get(record.node)) is not None:
+            owned.pop(session_id, None)
+            if not owned:
+                del self._owned[record.node]
+
+    def _rows(self, now: float) -> Iterator[Row]:
+        for session_id, record in self._records.items():
+            put_off = record.phase is Phase.CLOSING and record.due is not None
+            yield Row(
+                from_text(session_id, record.text),
+                record.phase,
+                record.node,
+                record.reason,
+                record.fence,
+                record.attempt,
+                max(0.0, record.due - now) if put_off and record.due is not None else None,
+                record.error,
+            )
+
+
+def _claim(session_id: str, record: _Record) -> Claim:
+    session = from_text(session_id, record.text)
+    reason = record.reason or ""
+    return Claim(session, reason, record.fence, record.attempt, record.pending, record.detected_after)

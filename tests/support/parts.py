@@ -27,6 +27,7 @@ _PROGRAMS = {
     "node": ("node",),
     "npm": ("npm",),
     "openssl": ("openssl",),
+    "redis": ("redis-server", "valkey-server"),
     "squid": ("squid",),
 }
 
@@ -37,7 +38,7 @@ def in_ci() -> bool:
 
 
 def part(name: str) -> str:
-    """The path of a program: chromium, git, make, nginx, node, npm, openssl or squid.
+    """The path of a program: chromium, git, make, nginx, node, npm, openssl, redis or squid.
 
     Skips the test when it is not installed; fails it when `CI` is set.
     """
