@@ -7,7 +7,10 @@ are; what their values mean is decided in `config.py` and `routes/`.
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -18,11 +21,14 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
+from .application import OVERFLOWS, Overflow
 from .config import PROFILES, Limits, Listen, Ping, Settings, Timeouts, read_duration, read_listen, read_ping
+from .hooks import CommandHook, FunctionHook, Hook, WebhookHook
 from .protocol.forwarded import parse_networks
 from .protocol.origins import OriginPolicy
 from .routes.handlers import Function, Route
 from .routes.table import PREFIX
+from .stores import open_store
 
 T = TypeVar("T")
 
@@ -34,12 +40,18 @@ _KEYS = (
     "trusted_proxies",
     "limits",
     "timeouts",
+    "store",
+    "cleanup",
+    "exit_when_empty",
     "routes",
     "url",
 )
+_FUNCTION_KEYS = ("cleanup", "routes", "url")
 _NULL = "tag:yaml.org,2002:null"
 _FUNCTIONS = ("open", "on_message", "on_close")
-_ROUTE_KEYS = (*_FUNCTIONS, "origins", "auth")
+_ROUTE_KEYS = (*_FUNCTIONS, "origins", "auth", "cleanup", "overflow")
+_HOOKS = ("function", "webhook", "command")
+_WEBHOOK_KEYS = ("secret", "private", "headers")
 _CALL = re.compile(r"(?P<name>[\w.:]+)\s*(?:\(\s*(?:handler\s*(?:,\s*(?:msg|message|closing)\s*)?)?\))?")
 _PREFIX = re.compile(r"(?:https?://[^\s/\"'<>;]+)?(?:/[^\s\"'<>;]*)?")
 
@@ -58,10 +70,14 @@ class Config:
     origins: tuple[str, ...] | None = None
     trusted_proxies: tuple[str, ...] = ()
     static_prefix: str = ""
+    store: str | None = None
+    cleanup: tuple[Hook, ...] = ()
 
 
-def load(path: Path) -> Config:
+def load(path: Path, *, functions: bool = True) -> Config:
     """Read a file and import what it names. Raises `ConfigError`.
+
+    Without `functions` nothing is imported: routes and hooks are left out, for those who only look.
 
     The file's folder and the working directory are put on `sys.path`, and stay there.
     """
@@ -76,11 +92,11 @@ def load(path: Path) -> Config:
     for folder in (str(Path.cwd()), str(path.resolve().parent)):
         if folder not in sys.path:
             sys.path.insert(0, folder)
-    return read(text, str(path))
+    return read(text, str(path), functions=functions)
 
 
-def read(text: str, name: str) -> Config:
-    """Read the text of a file; `name` stands in messages. Raises `ConfigError`."""
+def read(text: str, name: str, *, functions: bool = True) -> Config:
+    """Read the text of a file; `name` stands in messages. See `load`."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -93,7 +109,7 @@ def read(text: str, name: str) -> Config:
         raise ConfigError(f"{name}: is not YAML: {_one_line(error)}") from None
     if node is None or node.tag == _NULL:
         return Config()
-    return _read_top(Entry(name, node, ""))
+    return _read_top(Entry(name, node, ""), functions)
 
 
 # -- a node, with its place in the file --------------------------------------------------------------
@@ -129,6 +145,11 @@ class Entry:
         """Whether it is `true`, `no`, and the like."""
         return bool(self._node.tag == "tag:yaml.org,2002:bool")
 
+    @property
+    def folder(self) -> Path:
+        """Of the file, for paths in it."""
+        return Path(self._file).absolute().parent
+
     def text(self) -> str:
         """A scalar, as it stands there: `10:30` is no number, and `on` is no boolean."""
         if not isinstance(self._node, yaml.ScalarNode):
@@ -136,6 +157,17 @@ class Entry:
         if self._node.tag == _NULL or not self._node.value.strip():
             self.fail("is empty; give a value or leave the key out")
         return str(self._node.value)
+
+    def flag(self) -> bool:
+        """`true` or `false`."""
+        text = self.text()
+        if not self.is_bool:
+            self.fail(f"{text!r} is neither true nor false")
+        return text.lower() in ("true", "yes", "on")
+
+    def secret(self) -> str:
+        """Text that may be kept elsewhere: `env:NAME` is a variable, `file:PATH` a file beside this one."""
+        return self.read(lambda text: _secret(text, self.folder))
 
     def read(self, reader: Callable[[str], T]) -> T:
         """The text, read by a function that raises `ValueError`."""
@@ -183,12 +215,15 @@ def _one_line(value: object) -> str:
 # -- what the keys mean ------------------------------------------------------------------------------
 
 
-def _read_top(top: Entry) -> Config:
+def _read_top(top: Entry, functions: bool) -> Config:
     keys = top.items(_KEYS)
+    if not functions:
+        keys = {name: entry for name, entry in keys.items() if name not in _FUNCTION_KEYS}
     settings = Settings(
         ping=_ping(keys["ping"]) if "ping" in keys else Ping(),
         limits=_table(keys.get("limits"), Limits, _whole),
         timeouts=_table(keys.get("timeouts"), Timeouts, read_duration),
+        exit_when_empty=keys["exit_when_empty"].read(read_duration) if "exit_when_empty" in keys else None,
     )
     trusted = keys["trusted_proxies"].list() if "trusted_proxies" in keys else []
     return Config(
@@ -198,6 +233,8 @@ def _read_top(top: Entry) -> Config:
         origins=_origins(keys["origins"]) if "origins" in keys else None,
         trusted_proxies=tuple(entry.read(_network) for entry in trusted),
         static_prefix=keys["static_prefix"].read(_static_prefix) if "static_prefix" in keys else "",
+        store=_store(keys["store"]) if "store" in keys else None,
+        cleanup=_hooks(keys["cleanup"]) if "cleanup" in keys else (),
     )
 
 
@@ -250,6 +287,94 @@ def _origins(entry: Entry) -> tuple[str, ...]:
             each.fail(error)
         origins.append(text)
     return tuple(origins)
+
+
+def _secret(text: str, folder: Path) -> str:
+    kind, colon, name = text.partition(":")
+    if not colon or kind not in ("env", "file"):
+        return text
+    if kind == "env":
+        if not os.environ.get(name):
+            raise ValueError(f"the environment has no {name}")
+        return os.environ[name]
+    path = folder / name
+    try:
+        found = path.read_text(encoding="utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    if not found:
+        raise ValueError(f"{path} is empty")
+    return found
+
+
+def _store(entry: Entry) -> str:
+    """The URL; a relative path in it is one beside the file."""
+    url = entry.secret()
+    if url.startswith("sqlite:") and not url.startswith("sqlite:/"):
+        url = f"sqlite://{entry.folder / url.removeprefix('sqlite:')}"
+    try:
+        open_store(url)
+    except ValueError as error:
+        entry.fail(error)
+    return url
+
+
+# -- cleanup hooks -----------------------------------------------------------------------------------
+
+
+def _hooks(entry: Entry) -> tuple[Hook, ...]:
+    return tuple(_hook(each) for each in entry.list())
+
+
+def _hook(entry: Entry) -> Hook:
+    """`module.function` alone, or a mapping with one of `function`, `webhook` and `command`."""
+    if not entry.is_mapping:
+        return _made(entry, FunctionHook, function=entry.read(_import))
+    keys = entry.items((*_HOOKS, *_WEBHOOK_KEYS, "name", "limit", "attempts"))
+    kinds = [name for name in _HOOKS if name in keys]
+    if len(kinds) != 1:
+        entry.fail("is to have one of function, webhook and command")
+    (kind,) = kinds
+    for name in _WEBHOOK_KEYS:
+        if name in keys and kind != "webhook":
+            keys[name].fail("is for webhooks")
+    common = {
+        "name": keys["name"].text() if "name" in keys else "",
+        "limit": keys["limit"].read(read_duration) if "limit" in keys else None,
+        "attempts": keys["attempts"].read(_whole) if "attempts" in keys else None,
+    }
+    value = keys[kind]
+    if kind == "function":
+        return _made(value, FunctionHook, function=value.read(_import), **common)
+    if kind == "command":
+        return _made(value, CommandHook, argv=_command(value), **common)
+    headers = keys["headers"].items() if "headers" in keys else {}
+    return _made(
+        value,
+        WebhookHook,
+        url=value.secret(),
+        secret=keys["secret"].secret() if "secret" in keys else None,
+        private=keys["private"].flag() if "private" in keys else False,
+        headers=tuple((name, header.secret()) for name, header in headers.items()),
+        **common,
+    )
+
+
+def _made(entry: Entry, kind: Callable[..., Hook], **fields: Any) -> Hook:
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as error:
+        entry.fail(error)
+
+
+def _command(entry: Entry) -> tuple[str, ...]:
+    """A list of words, or text that is cut into words as a shell does."""
+    words = [each.text() for each in entry.list()] if entry.is_list else entry.read(shlex.split)
+    if words and shutil.which(words[0]) is None:
+        entry.fail(f"there is no program {words[0]}")
+    return tuple(words)
 
 
 # -- routes ------------------------------------------------------------------------------------------
@@ -314,9 +439,20 @@ def _route(entry: Entry, pattern: str | re.Pattern[str], keys: dict[str, Entry])
             _set(keys[name], getattr(route, name))
     if "auth" in keys:
         _set(keys["auth"], route.authenticate)
+    if "cleanup" in keys:
+        route.hooks += _hooks(keys["cleanup"])
+    if "overflow" in keys:
+        route.overflow = keys["overflow"].read(_overflow)
     if not route.functions:
         entry.fail("serves nothing: give it on_message, open or on_close")
     return route
+
+
+def _overflow(text: str) -> Overflow:
+    for each in OVERFLOWS:
+        if text == each:
+            return each
+    raise ValueError(f"{text!r} is none of {', '.join(OVERFLOWS)}")
 
 
 def _set(entry: Entry, decorate: Callable[[Function], Function]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import signal
 import socket
 import sys
@@ -151,11 +152,80 @@ def test_sids_are_not_logged(run):
     url = process.wait_for_output(r"(http://127\.0\.0\.1:\d+)/")[1]
     with urllib.request.urlopen(url + "/_gateway/engine/?EIO=4&transport=polling", timeout=5) as answer:
         sid = answer.read().decode().split('"')[3]
+    with urllib.request.urlopen(
+        f"{url}/_gateway/engine/?EIO=4&transport=polling&sid={sid}", timeout=5
+    ) as answer:
+        assert answer.read() == b"2"  # and nobody answers the ping
     process.wait_for_output("/_gateway/engine/ 200")
     assert status(f"{url}/%0d%0aforged") == 404
     process.wait_for_output(sid[:6] + "… ended")
     assert sid not in process.output
     assert not [line for line in process.output.splitlines() if line.startswith("forged")]
+
+
+# -- where sessions are recorded -------------------------------------------------------------------
+
+
+def test_the_default_store_is_a_file_of_the_address(run, tmp_path):
+    port = free_port()
+    process = run("--port", str(port), XDG_STATE_HOME=f"{tmp_path}/state")
+    file = tmp_path / "state" / "gateway" / f"127.0.0.1-{port}.sqlite3"
+    assert process.wait_for_output(r"^  sessions +(.*)$")[1] == str(file)
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_at_port_0_sessions_are_in_memory(run, tmp_path):
+    process = run("--port", "0", XDG_STATE_HOME=f"{tmp_path}/state")
+    process.wait_for_output(r"^  sessions +in memory: they end with this process$")
+    assert not (tmp_path / "state").exists()
+
+
+def test_without_a_place_for_the_file_it_warns_and_goes_on_in_memory(run, tmp_path):
+    (tmp_path / "state").write_text("no folder")
+    process = run("--port", str(free_port()), XDG_STATE_HOME=f"{tmp_path}/state")
+    process.wait_for_output(r"^  sessions +in memory")
+    (warning,) = re.findall("^.*WARNING.*$", process.output, re.MULTILINE)
+    assert (
+        "sessions are recorded in memory only, and forgotten when this process ends: cannot write" in warning
+    )
+
+
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [
+        ("sqlite:damaged.sqlite3", "damaged.sqlite3 is damaged, or is no SQLite database: move"),
+        ("sqlite:///dev/null/x.sqlite3", "cannot write /dev/null/x.sqlite3"),
+        ("redis+unix:///nowhere/redis.sock", "/nowhere/redis.sock"),
+    ],
+)
+def test_a_store_that_was_asked_for_and_cannot_be_opened(run, tmp_path, store, said):
+    (tmp_path / "damaged.sqlite3").write_text("no database" * 1000)
+    assert said in refused(run("--port", "0", "--store", store))
+
+
+def test_a_default_store_that_needs_a_person(run, tmp_path):
+    port = free_port()
+    file = tmp_path / "gateway" / f"127.0.0.1-{port}.sqlite3"
+    file.parent.mkdir()
+    file.write_text("no database" * 1000)
+    assert f"{file} is damaged" in refused(run("--port", str(port), XDG_STATE_HOME=str(tmp_path)))
+    assert file.read_text() == "no database" * 1000
+
+
+def test_the_banner_shows_hooks_and_when_it_ends(run, tmp_path):
+    (tmp_path / "lab.py").write_text("def on_message(handler, message): ...\ndef off(end): ...\n")
+    (tmp_path / "gateway.yaml").write_text(
+        "store: sqlite:here.sqlite3\n"
+        "cleanup: [lab.off, {webhook: 'https://hooks.example.com/T0/secret'}]\n"
+        "routes: {/lab: {on_message: lab.on_message, cleanup: {command: touch over}}}\n"
+    )
+    process = run("--config", "gateway.yaml", "--port", "0", "--exit-when-empty", "2m", HOME=str(tmp_path))
+    process.wait_for_output("Ctrl\\+C, or 120 s after the last browser has gone")
+    lines = [line.strip() for line in process.output.splitlines()]
+    assert "sessions   ~/here.sqlite3" in lines
+    first = lines.index("cleanup    lab.off")
+    assert lines[first + 1 : first + 3] == ["webhook:hooks.example.com", "command:touch (/lab)"]
+    assert "secret" not in process.output
 
 
 # -- a bad start -----------------------------------------------------------------------------------
@@ -183,6 +253,8 @@ def test_a_port_in_use(run):
         (["--wat"], "--wat is not known"),
         (["--prot", "1"], "--prot is not known; did you mean --port?"),
         (["start"], "'start' is no command"),
+        (["--store", "mysql://u:secret@x/"], "--store: mysql: is no kind of store: write memory:, sqlite:"),
+        (["--exit-when-empty", "soon"], "'soon' is no duration"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(run, arguments, said):

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.config import Limits, Listen, Ping, Settings, Timeouts
 from gateway.configfile import Config, ConfigError, load
+from gateway.hooks import CommandHook, FunctionHook, WebhookHook
 from tests.support.parts import ROOT
 
 FUNCTIONS = """
@@ -17,6 +18,8 @@ def on_message(handler, message): ...
 def on_close(handler): ...
 def why(handler, closing): ...
 def nothing(): ...
+def switch_off(end): ...
+def clean_up(end): ...
 def auth(request): return "Ada"
 async def later(handler, message): ...
 number = 7
@@ -156,6 +159,64 @@ def test_gramex_patterns_are_regular_expressions(write):
     assert route.pattern.match("/bot/12x") is None
 
 
+def test_what_becomes_of_messages_that_do_not_fit(write):
+    text = "routes: {/a: {open: chatfns.open, overflow: latest}, /b: {open: chatfns.open}}"
+    assert [route.overflow for route in load(write(text)).routes] == ["latest", "close"]
+
+
+def test_cleanup_hooks(write, monkeypatch):
+    monkeypatch.setenv("HOOK_SECRET", "s3cret")
+    monkeypatch.setenv("HOOK_URL", "https://hooks.example.com/T0/x")
+    path = write(
+        """
+        exit_when_empty: 2m
+        cleanup:
+          - chatfns.switch_off
+          - {function: chatfns.clean_up, limit: 10s, attempts: 3, name: tidy}
+          - webhook: http://10.0.0.7/bye
+            secret: env:HOOK_SECRET
+            private: true
+            headers: {Authorization: "file:token", X-Plain: plain}
+          - webhook: env:HOOK_URL
+          - command: touch "a file"
+          - command: [touch, "$HOME"]
+        routes:
+          /chat: {open: chatfns.open, cleanup: chatfns.switch_off}
+          /more: {open: chatfns.open, cleanup: [chatfns.clean_up, {command: 'true'}]}
+        """
+    )
+    (path.parent / "token").write_text("Bearer 7\n")
+    config = load(path)
+    first, second, third, fourth, fifth, sixth = config.cleanup
+    chatfns = sys.modules["chatfns"]
+    assert first == FunctionHook(chatfns.switch_off)
+    assert second == FunctionHook(chatfns.clean_up, limit=10.0, attempts=3, name="tidy")
+    headers = (("Authorization", "Bearer 7"), ("X-Plain", "plain"))
+    assert third == WebhookHook("http://10.0.0.7/bye", secret="s3cret", private=True, headers=headers)
+    assert fourth == WebhookHook("https://hooks.example.com/T0/x")
+    assert (fifth, sixth) == (CommandHook(("touch", "a file")), CommandHook(("touch", "$HOME")))
+    chat, more = config.routes
+    assert chat.hooks == (first,)
+    assert more.hooks == (FunctionHook(chatfns.clean_up), CommandHook(("true",)))
+    assert config.settings.exit_when_empty == 120.0
+
+
+@pytest.mark.parametrize(
+    ("text", "store"),
+    [
+        ("memory:", "memory:"),
+        ("sqlite:///var/lib/x.sqlite3", "sqlite:///var/lib/x.sqlite3"),
+        ("sqlite:here.sqlite3", "sqlite://{folder}/here.sqlite3"),
+        ("env:STORE", "redis://:s3cret@127.0.0.1/0"),
+    ],
+)
+def test_where_sessions_are_recorded(write, monkeypatch, text, store):
+    """A relative path is one beside the file, wherever the gateway is started."""
+    monkeypatch.setenv("STORE", "redis://:s3cret@127.0.0.1/0")
+    path = write(f"store: '{text}'")
+    assert load(path).store == store.format(folder=path.parent)
+
+
 # -- what is wrong with it -----------------------------------------------------------------------
 
 WRONG = [
@@ -203,6 +264,11 @@ WRONG = [
     ),
     ("routes:\n  /a: {open: chatfns.open}\n  /a: {open: chatfns.open}", 3, "routes./a: is there twice"),
     (
+        "routes: {/a: {overflow: newest, open: chatfns.open}}",
+        1,
+        "routes./a.overflow: 'newest' is none of close, drop_oldest, latest",
+    ),
+    (
         "routes: {/a: {auth: true, open: chatfns.open}}",
         1,
         "routes./a.auth: name a function: auth: module.function",
@@ -245,6 +311,34 @@ WRONG = [
         "importing failing failed at failing.py:2: ZeroDivisionError: division by zero",
     ),
     ("routes: {/a: {open: leaving.open}}", 1, "importing leaving failed at leaving.py:1: SystemExit: 3"),
+    ("store: nowhere", 1, "store: that is no URL of a store: write memory:, sqlite:///absolute/path"),
+    ("store: mysql://u:p@x/", 1, "store: mysql: is no kind of store"),
+    ("store: env:NO_SUCH_VARIABLE", 1, "store: the environment has no NO_SUCH_VARIABLE"),
+    ("exit_when_empty: never", 1, "exit_when_empty: 'never' is no duration"),
+    ("cleanup:", 1, "cleanup: is empty"),
+    ("cleanup: true", 1, "cleanup: 'true' is no function: write module.function"),
+    ("cleanup: {}", 1, "cleanup: is to have one of function, webhook and command"),
+    ("cleanup:\n  - {function: chatfns.switch_off, command: x}", 2, "cleanup[0]: is to have one of function"),
+    ("cleanup: [{webhok: 'https://x.example/'}]", 1, "webhok: is not a key here; did you mean webhook?"),
+    ("cleanup: chatfns.switch_of", 1, "chatfns has no function 'switch_of'; did you mean switch_off?"),
+    ("cleanup: chatfns.nothing", 1, "cleanup: chatfns.nothing is called with (end), but does not take that"),
+    ("cleanup: chatfns.number", 1, "cleanup: 7 is not a function"),
+    ("cleanup: {function: chatfns.switch_off, limit: 0}", 1, "cleanup.limit: '0' is no duration"),
+    ("cleanup: {function: chatfns.switch_off, attempts: 0}", 1, "cleanup.attempts: '0' is not a whole"),
+    ("cleanup: {function: chatfns.switch_off, name: 'a b'}", 1, "cleanup.function: 'a b' is no name"),
+    ("cleanup: {function: chatfns.switch_off, secret: x}", 1, "cleanup.secret: is for webhooks"),
+    ("cleanup: {webhook: hooks.example.com}", 1, "cleanup.webhook: it is no URL: write https://host/path"),
+    ("cleanup: {webhook: 'http://u:p@x.example/'}", 1, "name and password have no place in the URL"),
+    ("cleanup: {webhook: 'http://10.0.0.7/'}", 1, "10.0.0.7 is an address of a private network; write `priv"),
+    ("cleanup: {webhook: 'http://x.example/', private: maybe}", 1, "'maybe' is neither true nor false"),
+    ("cleanup: {webhook: 'http://x.example/', secret: 'env:NONE_7'}", 1, "the environment has no NONE_7"),
+    ("cleanup: {webhook: 'http://x.example/', secret: 'file:none'}", 1, "none cannot be read: No such file"),
+    ("cleanup: {webhook: 'http://x.example/', headers: {Host: x}}", 1, "the header Host is set by the gate"),
+    ("cleanup: {webhook: 'http://x.example/', headers: [a]}", 1, "cleanup.headers: is to be a mapping"),
+    ("cleanup: {command: no-such-program-7 -x}", 1, "cleanup.command: there is no program no-such-program-7"),
+    ("cleanup: {command: []}", 1, "cleanup.command: the command is empty"),
+    ("cleanup: {command: 'touch \"a'}", 1, "cleanup.command: No closing quotation"),
+    ("routes: {/a: {open: chatfns.open, cleanup: {x: y}}}", 1, "routes./a.cleanup.x: is not a key here"),
     ("url: {bot: {pattern: /bot}}", 1, "url.bot: has no handler"),
     (
         "url: {bot: {pattern: /bot, handler: FunctionHandler, kwargs: {}}}",
@@ -311,9 +405,16 @@ def test_what_the_defaults_are():
 def test_the_documents_example_loads(write):
     text = (ROOT / "docs" / "configuration.md").read_text()
     (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    config = load(write(example, chat=FUNCTIONS, users=FUNCTIONS))
-    assert config.settings == Settings()
+    config = load(write(example, chat=FUNCTIONS, users=FUNCTIONS, lab=FUNCTIONS))
+    assert config.settings == Settings(exit_when_empty=30.0)
+    assert config.store == "sqlite:/var/lib/gateway/sessions.sqlite3"
     assert len(config.routes) == 1
+    assert [hook.label for hook in (*config.cleanup, *config.routes[0].hooks)] == [
+        "lab.switch_off",
+        "webhook:hooks.example.com",
+        "command:touch",
+        "chat.clean_up",
+    ]
 
 
 @pytest.mark.parametrize("kind", [Limits, Timeouts])

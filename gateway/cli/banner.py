@@ -5,34 +5,36 @@ The URL stands alone on its line, so that a program that started us can find it.
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import TextIO
 
 from gateway.config import Listen
 from gateway.configfile import Config
+from gateway.session_store import SessionStore
 
-_BOLD, _DIM, _GREEN = "1", "2", "1;32"
+from .terminal import BOLD, DIM, GREEN, Painter
+
 _SHOWN = 8  # routes; the rest is counted
 
 
-def banner(version: str, listen: Listen, config: Config, out: TextIO) -> str:
+def banner(version: str, listen: Listen, config: Config, store: SessionStore, out: TextIO) -> str:
     """Where to look, what is served, how to stop."""
-    paint = _painter(out)
+    paint = Painter(out)
     where = f"{listen.url}/" if listen.url else str(listen)
-    rows = [("listens on", str(listen)), *_served(config)]
+    rows = [("listens on", str(listen)), *_served(config), ("sessions", _kept(store)), *_hooks(config)]
     ping = config.settings.ping
     rows += [
         ("heartbeat", f"who has vanished is missed within {ping.interval + ping.timeout + 0.2:g} s"),
-        ("to stop", "Ctrl+C"),
+        ("to stop", _how_to_stop(config.settings.exit_when_empty)),
     ]
-    lines = [f"{paint('gateway', _BOLD)} {paint(version, _DIM)}", "", paint(where, _GREEN), ""]
-    lines += [f"{paint(f'{label:<11}', _DIM)}{text}" for label, text in rows]
+    lines = [f"{paint('gateway', BOLD)} {paint(version, DIM)}", "", paint(where, GREEN), ""]
+    lines += [f"{paint(f'{label:<11}', DIM)}{text}" for label, text in rows]
     return "\n" + "\n".join(f"  {line}" if line else "" for line in lines) + "\n"
 
 
 def good_bye(out: TextIO) -> str:
     """The last line."""
-    return f"\n  {_painter(out)('gateway', _BOLD)} has stopped.\n"
+    return f"\n  {Painter(out)('gateway', BOLD)} has stopped.\n"
 
 
 def _served(config: Config) -> list[tuple[str, str]]:
@@ -43,16 +45,22 @@ def _served(config: Config) -> list[tuple[str, str]]:
     return [*rows, ("demo page", "/_gateway/" if "/" in patterns else "/")]
 
 
-def _painter(out: TextIO) -> _Painter:
-    plain = not out.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-    return _Painter(plain)
+def _kept(store: SessionStore) -> str:
+    """Where sessions are recorded, briefly."""
+    if not store.lasting:
+        return "in memory: they end with this process"
+    home = str(Path.home())
+    path = store.url.removeprefix("sqlite://")
+    return f"~{path.removeprefix(home)}" if path.startswith(home + "/") else path
 
 
-class _Painter:
-    """Colours where they are seen, and nothing else where they are not."""
+def _hooks(config: Config) -> list[tuple[str, str]]:
+    everywhere = [hook.label for hook in config.cleanup]
+    of_routes = [f"{hook.label} ({route.pattern.text})" for route in config.routes for hook in route.hooks]
+    hooks = [*everywhere, *of_routes]
+    rows = [("cleanup" if index == 0 else "", text) for index, text in enumerate(hooks[:_SHOWN])]
+    return [*rows, ("", f"and {len(hooks) - _SHOWN} more")] if len(hooks) > _SHOWN else rows
 
-    def __init__(self, plain: bool) -> None:
-        self._plain = plain
 
-    def __call__(self, text: str, style: str) -> str:
-        return text if self._plain else f"\x1b[{style}m{text}\x1b[0m"
+def _how_to_stop(when_empty: float | None) -> str:
+    return "Ctrl+C" if when_empty is None else f"Ctrl+C, or {when_empty:g} s after the last browser has gone"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import errno
 import logging
 import socket
@@ -18,13 +19,26 @@ from typing import NoReturn, TypeVar
 
 from gateway import __version__
 from gateway.app import Gateway, run_app
-from gateway.config import PROFILES, Listen, read_listen, read_ping
+from gateway.config import PROFILES, Listen, read_duration, read_listen, read_ping
 from gateway.configfile import Config, ConfigError, load
+from gateway.session_store import (
+    MemoryStore,
+    SessionStore,
+    StoreError,
+    StoreRefuses,
+    StoreUnavailable,
+)
+from gateway.stores import default_path, open_store
+from gateway.stores.sqlite import SqliteStore
 
 from .banner import banner, good_bye
+from .sessions import sessions
 
 T = TypeVar("T")
 
+log = logging.getLogger("gateway")
+
+_COMMANDS = ("serve", "sessions")
 _LEVELS = ("debug", "info", "warning", "error")
 
 _EXAMPLES = """
@@ -33,6 +47,7 @@ examples:
   python -m gateway --port 0                      the same at a free port, which is printed
   python -m gateway --config gateway.yaml         your handlers; see docs/handlers.md
   python -m gateway --host 0.0.0.0 --ping fast    for the whole network; who vanishes is missed in 6 s
+  python -m gateway sessions --failed             whose cleanup has failed; see docs/cleanup.md
 
 Ctrl+C stops it: browsers are told to come back, and every on_close runs. Once more stops it at once.
 """
@@ -43,24 +58,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = _flags(arguments)
     _log_to_stderr(flags.log_level)
     try:
-        config = _with_flags(load(flags.config) if flags.config else Config(), flags)
+        only_looks = flags.command == "sessions"
+        found = load(flags.config, functions=not only_looks) if flags.config else Config()
+        config = _with_flags(found, flags)
+        if only_looks:
+            return sessions(flags, config)
+        store = _store(config)
         gateway = Gateway(
             config.routes,
             settings=config.settings,
             origins=config.origins,
             trusted_proxies=config.trusted_proxies,
             static_prefix=config.static_prefix,
+            store=store,
+            cleanup=config.cleanup,
         )
-    except (ConfigError, ValueError) as error:
+    except (ConfigError, ValueError, StoreError) as error:
         return _cannot_start(error)
     return _run(gateway, config)
+
+
+def _store(config: Config) -> SessionStore:
+    """What was asked for; otherwise a file of this address, or memory where there is none. Raises
+    `StoreUnusable` for a file that needs a person.
+    """
+    listen = config.listen or Listen()
+    if config.store is not None:
+        return open_store(config.store)
+    if not listen.path and listen.port == 0:
+        return MemoryStore()
+    try:
+        store = SqliteStore(default_path(listen))
+        asyncio.run(_try(store))
+    except (ValueError, StoreRefuses, StoreUnavailable) as error:
+        log.warning("sessions are recorded in memory only, and forgotten when this process ends: %s", error)
+        return MemoryStore()
+    return store
+
+
+async def _try(store: SessionStore) -> None:
+    await store.open()
+    await store.close()
 
 
 def _run(gateway: Gateway, config: Config) -> int:
     wanted = config.listen or Listen()
 
     def ready(listen: Listen) -> None:
-        print(banner(__version__, listen, config, sys.stdout), flush=True)
+        print(banner(__version__, listen, config, gateway.store, sys.stdout), flush=True)
 
     try:
         run_app(
@@ -71,6 +116,8 @@ def _run(gateway: Gateway, config: Config) -> int:
             settings=config.settings,
             ready=ready,
         )
+    except StoreError as error:
+        return _cannot_start(error)
     except OSError as error:
         return _cannot_start(_cannot_listen(wanted, error))
     print(good_bye(sys.stdout), flush=True)
@@ -87,15 +134,31 @@ class _Parser(argparse.ArgumentParser):
 def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     """What was asked for. An unknown flag is named before what it would make of its value."""
     parser = _parser()
-    flags, unknown = parser.parse_known_args(arguments)
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    flags, unknown = parser.parse_known_args(_with_ids(arguments, known))
     if unknown:
-        known = [flag for action in parser._actions for flag in action.option_strings]
         near = get_close_matches(unknown[0].partition("=")[0], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         parser.error(f"{unknown[0]} is not known{hint}")
-    if flags.command != "serve":
-        parser.error(f"{flags.command!r} is no command: there is only serve, which may be left out")
+    if flags.command not in _COMMANDS:
+        parser.error(f"{flags.command!r} is no command: there are serve, which may be left out, and sessions")
+    used = [f"--{name}" for name in ("failed", "retry", "close", "json") if getattr(flags, name)]
+    if used and flags.command != "sessions":
+        parser.error(f"{used[0]} goes with sessions: python -m gateway sessions {used[0]}")
+    if flags.retry is not None and flags.close is not None:
+        parser.error("--retry and --close: give one or the other")
     return flags
+
+
+def _with_ids(arguments: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """The arguments; an id may begin with a hyphen, and would be taken for a flag."""
+    joined: list[str] = []
+    for word in sys.argv[1:] if arguments is None else arguments:
+        if joined and joined[-1] in ("--retry", "--close") and word not in known:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _parser() -> _Parser:
@@ -106,7 +169,13 @@ def _parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("command", nargs="?", metavar="serve", default="serve", help="the default")
+    parser.add_argument(
+        "command",
+        nargs="?",
+        metavar="serve|sessions",
+        default="serve",
+        help="serve is the default; sessions lists who is there and whose cleanup has failed",
+    )
     parser.add_argument("--config", metavar="FILE", type=Path, help="a gateway.yaml; flags win over it")
     parser.add_argument("--host", help="the address to listen on (default: 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=_value(_port), help="the port, or 0 for a free one (default: 8000)")
@@ -123,9 +192,29 @@ def _parser() -> _Parser:
         help=f"heartbeat: {', '.join(PROFILES)}, or interval+timeout as in 10s+5s (default: 10s+10s)",
     )
     parser.add_argument(
+        "--store",
+        type=_value(_store_url),
+        metavar="URL",
+        help="where sessions are recorded: memory:, sqlite:///path or redis://host:6379/0 "
+        "(default: a file of this address in ~/.local/state/gateway/; in memory with --port 0)",
+    )
+    parser.add_argument(
+        "--exit-when-empty",
+        type=_value(read_duration),
+        metavar="TIME",
+        help="stop when the last browser has been gone that long, as in 30s",
+    )
+    parser.add_argument(
         "--log-level", choices=_LEVELS, default="info", help="how much to log (default: info)"
     )
     parser.add_argument("--version", action="version", version=f"gateway {__version__}")
+    group = parser.add_argument_group(
+        "with sessions", "The store is that of a gateway with the same --listen, --config or --store."
+    )
+    group.add_argument("--failed", action="store_true", help="only those whose cleanup has failed for good")
+    group.add_argument("--retry", metavar="ID", help="try the cleanup again: an id, its beginning, or all")
+    group.add_argument("--close", metavar="ID", help="end a session")
+    group.add_argument("--json", action="store_true", help="everything, for programs")
     return parser
 
 
@@ -139,6 +228,11 @@ def _value(reader: Callable[[str], T]) -> Callable[[str], T]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return read
+
+
+def _store_url(text: str) -> str:
+    open_store(text)
+    return text
 
 
 def _port(text: str) -> int:
@@ -158,8 +252,13 @@ def _with_flags(config: Config, flags: argparse.Namespace) -> Config:
             host=listen.host if flags.host is None else flags.host,
             port=listen.port if flags.port is None else flags.port,
         )
-    ping = config.settings.ping if flags.ping is None else flags.ping
-    return replace(config, listen=listen, settings=replace(config.settings, ping=ping))
+    settings = config.settings
+    settings = replace(
+        settings,
+        ping=settings.ping if flags.ping is None else flags.ping,
+        exit_when_empty=flags.exit_when_empty or settings.exit_when_empty,
+    )
+    return replace(config, listen=listen, settings=settings, store=flags.store or config.store)
 
 
 def _cannot_listen(listen: Listen, error: OSError) -> str:
