@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test check client bench lab clean
+.PHONY: help run test check client bench lab weather clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -19,6 +19,7 @@ help:
 	@echo 'make client   builds static/client.js from client/src'
 	@echo 'make bench    measures'
 	@echo 'make lab      the gateway behind every hostile network that we have, to try by hand'
+	@echo 'make weather  drops, losses, limits and distance for two minutes each: what arrives'
 	@echo 'make clean    removes what make has made'
 
 run: $(VENV)/.runtime
@@ -42,6 +43,9 @@ bench: $(VENV)/.dev
 
 lab: $(VENV)/.dev parts
 	@exec $(PY) -m tests.network.lab $(ARGS)
+
+weather: $(VENV)/.dev node
+	@exec $(PY) -m tests.network.survival $(ARGS)
 
 clean:
 	rm -rf $(VENV) client/node_modules tests/node_modules build dist .mypy_cache .ruff_cache \

@@ -9,7 +9,7 @@ import contextlib
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 LIMIT = 256 * 1024
 """Bytes of the head of a request or an answer, and of one read."""
@@ -32,12 +32,35 @@ def content_length(head: bytes) -> int:
     return int(found.group(1)) if found else 0
 
 
+Carry = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""Passes the bytes of one direction on until their end, and then the end itself."""
+
+
+def length_of_body(answer: bytes) -> int:
+    """Bytes of the body of a whole answer."""
+    return len(answer) - answer.index(_END) - len(_END)
+
+
 async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Passes bytes on until the end, no faster than they are taken, and then the end itself."""
+    """A `Carry` that changes nothing, and is no faster than the bytes are taken."""
     while data := await reader.read(LIMIT):
         writer.write(data)
         await writer.drain()
     end_of_stream(writer)
+
+
+def pipe_after(wait: Callable[[bytes], Awaitable[object]]) -> Carry:
+    """A `Carry` that awaits `wait(piece)` before it passes a piece on, and `wait(b"")` before the end."""
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(LIMIT):
+            await wait(data)
+            writer.write(data)
+            await writer.drain()
+        await wait(b"")
+        end_of_stream(writer)
+
+    return carry
 
 
 async def swallow(reader: asyncio.StreamReader) -> None:
@@ -125,6 +148,10 @@ class Flow:
             end_of_stream(self._upstream[1])
             await self._answers
 
+    async def connect(self) -> None:
+        """Our connection to the upstream, for a box that does not look at requests."""
+        self._upstream = await asyncio.open_connection(*self._address, limit=LIMIT)
+
     async def upgrade(self, head: bytes) -> bool:
         """Sends a request to upgrade upstream, on a connection of its own, and passes back the head
         of its answer, not a byte more. True if that was a 101.
@@ -137,11 +164,11 @@ class Flow:
         await self.writer.drain()
         return answer.startswith(b"HTTP/1.1 101 ")
 
-    async def tunnel(self) -> None:
-        """After `upgrade`: bytes in both directions, until both have ended."""
+    async def tunnel(self, up: Carry = pipe, down: Carry = pipe) -> None:
+        """After `upgrade` or `connect`: bytes in both directions, until both have ended."""
         assert self._upstream
         reader, writer = self._upstream
-        await asyncio.gather(pipe(self.reader, writer), pipe(reader, self.writer))
+        await asyncio.gather(up(self.reader, writer), down(reader, self.writer))
 
     async def ask(self, request: bytes) -> bytes:
         """Sends a whole request upstream, on a connection of its own, and gives the whole answer."""
@@ -189,9 +216,9 @@ class Flow:
         await asyncio.gather(swallow(self.reader), pipe(reader, self.writer))
 
     async def silence(self) -> None:
-        """After `upgrade`: takes what comes from both sides, and keeps both connections."""
+        """Takes what comes from both sides, and keeps both connections: neither hears of the other's end."""
         readers = [self.reader, *([self._upstream[0]] if self._upstream else [])]
-        await asyncio.gather(*map(swallow, readers))
+        await asyncio.gather(*map(swallow, readers), return_exceptions=True)
         await asyncio.Event().wait()
 
     async def first_byte(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.network.boxes import BOXES
+from tests.network.boxes import BOXES, WEATHER
 from tests.support.processes import ProcessFailed
 from tests.support.servers import Gateway, Squid
 
@@ -32,10 +32,11 @@ async def lab(arguments: list[str]) -> None:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         gateway = stack.enter_context(Gateway(*arguments, directory=directory))
         print(f"{gateway.url:<28}the gateway itself")
-        for make in BOXES.values():
-            box = await stack.enter_async_context(make())
-            host, port = await box.start(gateway.host, gateway.port)
-            print(f"http://{f'{host}:{port}':<21}{caption(box)}")
+        for boxes in (BOXES, WEATHER):
+            for make in boxes.values():
+                box = await stack.enter_async_context(make())
+                host, port = await box.start(gateway.host, gateway.port)
+                print(f"http://{f'{host}:{port}':<21}{caption(box)}")
         show_squid(stack, gateway)
         print("Ctrl+C ends it.", flush=True)
         await over.wait()

@@ -12,7 +12,14 @@ from aiohttp import web
 
 from tests.network.boxes import (
     BOXES,
+    WEATHER,
     BadGateway,
+    Drops,
+    FailsOneInTen,
+    FarAway,
+    ForgetfulNat,
+    Holds,
+    IdleLimit,
     KillAfter,
     KillWebSockets,
     LoseAnswers,
@@ -23,6 +30,7 @@ from tests.network.boxes import (
     RepeatPosts,
     ResetAfter101,
     SilentAfter101,
+    SmallBodies,
     SplitPosts,
 )
 
@@ -166,9 +174,9 @@ async def test_a_waiting_request_that_is_given_up_is_given_up_behind_every_box(
     await within(2, upstream.gone.wait())
 
 
-@pytest.mark.parametrize("name", BOXES)
+@pytest.mark.parametrize("name", BOXES | WEATHER)
 async def test_every_box_stops_with_connections_open(name, upstream, connect):
-    box = BOXES[name]()
+    box = (BOXES | WEATHER)[name]()
     host, port = await box.start(*upstream.runner.addresses[0])
     reader, writer = await connect(f"http://{host}:{port}")
     writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -372,3 +380,154 @@ async def test_an_upstream_that_is_down_is_a_reset(connect):
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         with pytest.raises(ConnectionResetError):
             await within(2, reader.read())
+
+
+# -- weather ---------------------------------------------------------------------------------------
+
+GET = b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n"
+SOME = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi"
+QUICK = {
+    "drops": lambda: Drops(every=60.0),
+    "holds": lambda: Holds(every=60.0),
+    "far_away": lambda: FarAway(0.02),
+    "idle_limit": lambda: IdleLimit(60.0),
+    "forgetful_nat": lambda: ForgetfulNat(60.0),
+}
+
+
+@pytest.mark.parametrize("name", QUICK)
+async def test_in_good_weather_all_passes(name, through, client):
+    url = await through(QUICK[name]())
+    for size in (0, 1, 1_000_000):
+        async with client.post(f"{url}/echo", data=bytes(size)) as response:
+            assert (response.status, await response.read()) == (200, bytes(size))
+    async with client.ws_connect(f"{url}/socket") as socket:
+        await socket.send_str("x" * 500_000)
+        assert await socket.receive_str() == "x" * 500_000
+
+
+async def test_drops_resets_all_and_refuses_new_ones_and_is_over_again(through, connect, upstream):
+    box = Drops(every=0.3, lasts=0.3)
+    url = await through(box)
+    idle, _ = await connect(url)
+    waiting, writer = await connect(url)
+    writer.write(GET)
+    await within(2, upstream.arrived.wait())
+    for reader in (idle, waiting):
+        with pytest.raises(ConnectionResetError):
+            await within(2, reader.read(1))
+    assert (box.drops, box.resets) == (1, 2)
+    with pytest.raises(ConnectionRefusedError):
+        await connect(url)
+    await within(2, upstream.gone.wait())
+    await asyncio.sleep(0.35)
+    reader, writer = await connect(url)
+    writer.write(SOME)
+    assert (await within(2, reader.readuntil(b"\r\n\r\n"))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_holds_keeps_bytes_back_and_then_passes_them_on(through, connect, upstream):
+    box = Holds(every=0.3, lasts=0.5)
+    reader, writer = await connect(await through(box))
+    await asyncio.sleep(0.4)
+    began = time.monotonic()
+    writer.write(SOME)
+    assert (await within(2, reader.readuntil(b"\r\n\r\n"))).startswith(b"HTTP/1.1 200 ")
+    assert (box.drops, box.resets) == (1, 0)
+    assert 0.2 < time.monotonic() - began < 1.5
+
+
+async def test_fails_one_in_ten_before_and_one_in_ten_after_the_server_has_acted(through, client, upstream):
+    box = FailsOneInTen(seed=1, path="/echo")
+    url = await through(box)
+    statuses = []
+    for _ in range(200):
+        async with client.post(f"{url}/echo", data=b"hi") as response:
+            statuses.append(response.status)
+    assert set(statuses) == {200, 502}
+    assert statuses.count(502) == box.refused + box.lost
+    assert len(upstream.reads) == 200 - box.refused
+    assert 10 <= box.refused <= 30
+    assert 10 <= box.lost <= 30
+
+
+async def test_small_bodies_answers_413_to_a_long_post_and_closes(through, connect, upstream):
+    box = SmallBodies(post=1000, path="/echo")
+    url = await through(box)
+    for size, status in ((1000, b"HTTP/1.1 200 "), (1001, b"HTTP/1.1 413 ")):
+        reader, writer = await connect(url)
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        writer.write(bytes(size))
+        assert (await within(2, reader.readuntil(b"\r\n\r\n"))).startswith(status)
+        if size > 1000:
+            assert b"too much" in await within(2, reader.read())
+    assert (sum(upstream.reads), box.refused) == (1000, 1)
+
+
+async def test_small_bodies_cuts_a_long_answer_or_answers_502(through, client, upstream):
+    box = SmallBodies(answer=1000, path="/echo")
+    url = await through(box)
+    async with client.post(f"{url}/echo", data=bytes(1000)) as response:
+        assert await response.read() == bytes(1000)
+    async with client.post(f"{url}/echo", data=bytes(1001)) as response:
+        assert response.status == 200
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
+    async with client.post(f"{url}/echo", data=bytes(1001)) as response:
+        assert response.status == 502
+    assert box.cut == 2
+
+
+async def test_far_away_takes_a_round_trip_to_connect_and_one_to_ask_and_carries_as_much_as_you_like(
+    through, client
+):
+    url = await through(FarAway(0.4))
+    began = time.monotonic()
+    async with client.post(f"{url}/echo", data=b"hi") as response:
+        assert await response.read() == b"hi"
+    assert 0.75 < time.monotonic() - began < 1.5
+    began = time.monotonic()
+    async with client.post(f"{url}/echo", data=bytes(1_000_000)) as response:
+        assert await response.read() == bytes(1_000_000)
+    assert 0.35 < time.monotonic() - began < 2
+
+
+async def test_an_idle_limit_answers_504_and_resets_in_turn_and_closes_what_asks_nothing(through, connect):
+    box = IdleLimit(0.3)
+    url = await through(box)
+    reader, writer = await connect(url)
+    writer.write(GET)
+    assert (await within(2, reader.read())).startswith(b"HTTP/1.1 504 ")
+    reader, writer = await connect(url)
+    writer.write(GET)
+    with pytest.raises(ConnectionResetError):
+        await within(2, reader.read())
+    reader, writer = await connect(url)
+    writer.write(HANDSHAKE)
+    assert (await within(2, reader.read())).endswith(b"\r\n\r\n")
+    assert (box.idle, box.resets) == (3, 1)
+
+
+@pytest.mark.parametrize("make", [IdleLimit, ForgetfulNat])
+async def test_a_connection_that_is_used_is_not_idle(make, through, connect):
+    box = make(0.3)
+    reader, writer = await connect(await through(box))
+    for _ in range(4):
+        await asyncio.sleep(0.15)
+        writer.write(SOME)
+        await within(2, reader.readuntil(b"hi"))
+    assert box.idle == 0
+
+
+async def test_a_forgetful_nat_tells_neither_side(through, connect, upstream):
+    box = ForgetfulNat(0.3)
+    reader, writer = await connect(await through(box))
+    writer.write(HANDSHAKE)
+    await reader.readuntil(b"\r\n\r\n")
+    await asyncio.sleep(0.5)
+    writer.write(HI)
+    with pytest.raises(TimeoutError):
+        await within(0.3, reader.read(1))
+    writer.close()
+    await asyncio.sleep(0.2)
+    assert (box.idle, upstream.gone.is_set()) == (1, False)
