@@ -24,12 +24,14 @@ from .protocol.packets import (
     PacketType,
     Wire,
 )
-from .protocol.payloads import can_carry, encode_payload
+from .protocol.payloads import can_carry, count_fitting, encode_payload
 from .protocol.reasons import Reason
-from .transports import PollingTransport, Respond, Transport
+from .transports import PollingTransport, Post, Respond, Transport
 
 # While a client is between `3probe` and `5` it waits for its GET to end before it goes on.
 _PROBED_HOLD = 0.1  # s
+_ANSWER = 524_288  # bytes in a poll answer, where the client says nothing else: a few at 600 ms make 4 MB
+_WRITE = 65_536  # bytes in one write to a websocket
 # Ends that leave the client's end of the line alone: what was sent before is delivered first.
 _POLITE = frozenset((Reason.SERVER_CLOSE, Reason.SHUTDOWN, Reason.STATE_LOST, Reason.REPLACED))
 
@@ -62,6 +64,17 @@ class Loop(Protocol):
         """It is closed, and will not be heard of again."""
 
 
+def settings_packet(sid: str, settings: Settings, upgrades: tuple[str, ...]) -> str:
+    """The open packet of a connection with these settings."""
+    return open_packet(
+        sid,
+        upgrades=upgrades,
+        interval=settings.ping.interval + settings.ping.slack,
+        timeout=settings.ping.timeout,
+        max_payload=settings.limits.payload,
+    )
+
+
 class Connection:
     """`listener` must be set before `start_*`."""
 
@@ -79,11 +92,13 @@ class Connection:
         "_queue",
         "_queued_bytes",
         "_drained",
+        "when_ready",
         "_flushing",
         "_paused",
         "_resumed",
         "_hold_until",
         "_grace_until",
+        "_away_since",
         "_connect_until",
         "_upgrade_until",
         "_close_until",
@@ -106,11 +121,13 @@ class Connection:
         self._queue: list[Wire] = []
         self._queued_bytes = 0
         self._drained: list[Callable[[], None]] = []
+        self.when_ready: Callable[[], None] | None = None  # called whenever there is `room` again
         self._flushing = False
         self._paused = False
         self._resumed: list[Callable[[], None]] = []
         self._hold_until = inf
         self._grace_until = inf
+        self._away_since = inf
         self._connect_until = inf
         self._upgrade_until = inf
         self._close_until = inf
@@ -142,13 +159,7 @@ class Connection:
         self._write(transport, [self._open_packet(()), *self._take()])
 
     def _open_packet(self, upgrades: tuple[str, ...]) -> str:
-        return open_packet(
-            self.sid,
-            upgrades=upgrades,
-            interval=self.settings.ping.interval + self.settings.ping.slack,
-            timeout=self.settings.ping.timeout,
-            max_payload=self.settings.limits.payload,
-        )
+        return settings_packet(self.sid, self.settings, upgrades)
 
     # -- what the application does -----------------------------------------------------------------
 
@@ -183,10 +194,32 @@ class Connection:
     @property
     def congested(self) -> bool:
         """Whether more than half of what may wait for the client is waiting."""
-        limits = self.settings.limits
-        return (
-            self._queued_bytes * 2 > limits.outbound_bytes or len(self._queue) * 2 > limits.outbound_messages
-        )
+        return self.settings.limits.is_congested(self._queued_bytes, len(self._queue))
+
+    def send_now(self, packet: Wire) -> bool:
+        """Send a packet if the client gets it with the next write. False, and nothing is sent, if not."""
+        transport = self.transport
+        if transport is None or self.state.is_over or not transport.writable:
+            return False
+        if transport.coalesces:
+            if self.room <= 0:
+                return False
+            self.send(packet)
+        elif self._queue:
+            return False
+        else:
+            self._write(transport, [packet])
+        return True
+
+    @property
+    def room(self) -> int:
+        """Bytes that the client gets with the next write. Whoever has a queue of its own sends no more."""
+        transport = self.transport
+        if transport is None or self.state.is_over or not transport.writable:
+            return 0
+        if transport.coalesces:
+            return (transport.room or _ANSWER) - self._queued_bytes
+        return 0 if self._queue else _WRITE
 
     def when_drained(self, call: Callable[[], None]) -> None:
         """Call once when it is not congested any more, or over."""
@@ -228,13 +261,26 @@ class Connection:
         """The transport for GETs and POSTs, or None once the connection is on a websocket."""
         return self.transport if isinstance(self.transport, PollingTransport) else None
 
-    def poll(self, transport: PollingTransport, respond: Respond, once: str | None = None) -> None:
-        """A GET arrived; see `PollingTransport.poll`."""
+    def poll(
+        self,
+        transport: PollingTransport,
+        respond: Respond,
+        number: int | None = None,
+        hold: float | None = None,
+        room: int | None = None,
+    ) -> None:
+        """A GET arrived; see `PollingTransport.poll`. `hold` is for how long it may wait, in seconds."""
+        transport.poll(respond, number, room)
         self._heard()
-        transport.poll(respond, once)
         if not transport.writable:
+            self._hold_until = inf
             return
-        hold = _PROBED_HOLD if self.state is State.PROBED else self.settings.timeouts.poll_hold
+        if self.state is State.PROBED:
+            hold = _PROBED_HOLD
+        elif hold is None:
+            hold = self.settings.timeouts.poll_hold
+        else:
+            hold = min(hold, self.settings.ping.interval)
         self._hold_until = self._loop.now() + hold
         self._loop.schedule(self)
 
@@ -242,13 +288,24 @@ class Connection:
         """The client closed its end while its GET was waiting."""
         if transport.abandon(respond) and not self.state.is_over:
             self._hold_until = inf
-            self._grace_until = self._loop.now() + self.settings.timeouts.poll_grace
-            self._loop.schedule(self)
+            self._begin_grace()
 
-    def begin_post(self, transport: PollingTransport, once: str | None = None) -> bool:
+    def _begin_grace(self) -> None:
+        self._away_since = self._loop.now()
+        timeouts = self.settings.timeouts
+        self._grace_until = self._away_since + min(timeouts.poll_grace, timeouts.grace)
+        self._loop.schedule(self)
+
+    @property
+    def away(self) -> float:
+        """For how many seconds it has been known that a polling client has gone; 0 while it is there."""
+        return max(0.0, self._loop.now() - self._away_since)
+
+    def begin_post(self, transport: PollingTransport, number: int | None = None) -> Post:
         """A POST arrived; see `PollingTransport.begin_post`."""
+        post = transport.begin_post(number)
         self._heard()
-        return transport.begin_post(once)
+        return post
 
     def offer(self, candidate: Transport) -> bool:
         """A websocket wants to take over. False if it may not; then the caller closes it."""
@@ -264,6 +321,7 @@ class Connection:
     def _heard(self) -> None:
         self._connect_until = inf
         self._grace_until = inf
+        self._away_since = inf
 
     # -- what transports call ----------------------------------------------------------------------
 
@@ -297,15 +355,23 @@ class Connection:
         """The transport takes packets again."""
         if transport is self.transport:
             self._hold_until = inf
-            self._flush()
+            if transport.coalesces:
+                self._ask_for_more()  # one answer holds it all
+                self._flush()
+            else:
+                self._flush()
+                self._ask_for_more()
+
+    def _ask_for_more(self) -> None:
+        if self.when_ready is not None:
+            self.when_ready()
 
     def returned(self, transport: Transport, packets: list[Wire]) -> None:
         """Packets that never left go first again. Their client has gone, and may come back."""
         if transport is self.transport:
             self._queue[:0] = packets
             self._queued_bytes += sum(map(len, packets))
-            self._grace_until = self._loop.now() + self.settings.timeouts.poll_grace
-            self._loop.schedule(self)
+            self._begin_grace()
 
     def lost(self, transport: Transport, reason: Reason) -> None:
         """A transport is gone, or its peer broke the rules."""
@@ -397,12 +463,13 @@ class Connection:
 
     def _switch(self) -> None:
         polling, self.transport, self._candidate = self.transport, self._candidate, None
-        self._upgrade_until = self._hold_until = self._grace_until = inf
+        self._upgrade_until = self._hold_until = self._grace_until = self._away_since = inf
         assert polling is not None
         polling.close(Reason.CLIENT_CLOSE)
         if self._paused and self.transport is not None:
             self.transport.pause()
         self._flush()
+        self._ask_for_more()
 
     def _drop_candidate(self, reason: Reason) -> None:
         candidate, self._candidate = self._candidate, None
@@ -414,14 +481,22 @@ class Connection:
 
     def _enqueue(self, packet: Wire) -> None:
         """Queue it. The bounds are looked at before it is added: one large message always fits."""
-        limits = self.settings.limits
-        if self._queued_bytes >= limits.outbound_bytes or len(self._queue) >= limits.outbound_messages:
+        if self.settings.limits.is_full(self._queued_bytes, len(self._queue)):
             self._flush()
             if self._queue:
                 self._end(Reason.SLOW_CONSUMER)
                 return
         self._queue.append(packet)
         self._queued_bytes += len(packet)
+
+    def _take_for(self, transport: Transport) -> list[Wire]:
+        """As much of what waits as `transport` takes in one write."""
+        batch, room = transport.batch, transport.room
+        # A character is four bytes at the most, and base64 makes less of a byte.
+        if room is not None and self._queued_bytes * 4 + len(self._queue) * 2 > room:
+            fitting = count_fitting(self._queue, room)
+            batch = fitting if batch is None else min(batch, fitting)
+        return self._take(batch)
 
     def _take(self, batch: int | None = None) -> list[Wire]:
         """Everything that waits, or the first `batch` packets of it."""
@@ -447,7 +522,7 @@ class Connection:
         if self.state is State.CLOSING:
             self._say_goodbye(transport)
         elif self._queue:
-            self._write(transport, self._take(transport.batch))
+            self._write(transport, self._take_for(transport))
 
     def _write(self, transport: Transport, packets: list[Wire]) -> None:
         transport.write(packets)
@@ -491,7 +566,7 @@ class Connection:
 
     def _say_goodbye(self, transport: Transport) -> None:
         assert self.reason is not None
-        packets = self._take(transport.batch)
+        packets = self._take_for(transport)
         if self._queue:
             transport.write(packets)
             self._linger()

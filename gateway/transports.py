@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from enum import Enum
+from typing import Final, Protocol
 
 from .protocol.handshake import POLLING, WEBSOCKET
 from .protocol.packets import (
@@ -24,7 +25,7 @@ from .protocol.packets import (
     Wire,
     decode_polling,
 )
-from .protocol.payloads import decode_in_steps, encode_payload
+from .protocol.payloads import count_fitting, decode_in_steps, encode_payload
 from .protocol.reasons import Reason
 
 
@@ -57,6 +58,7 @@ class Transport(ABC):
     owner: Owner
     coalesces = False  # True: gather what is sent within one turn of the loop into one write
     batch: int | None = None  # packets in one write at the most
+    room: int | None = None  # bytes of the payload that one write makes, or one packet
 
     @property
     @abstractmethod
@@ -94,6 +96,43 @@ class Overlap(Exception):
     """
 
 
+class WrongNumber(Exception):
+    """A numbered request that is neither the next nor a repetition. It is refused, and ends nothing."""
+
+
+class Turn(Enum):
+    """What is to be done with a POST."""
+
+    NOW = "read its body and deliver it"
+    LATER = "wait: earlier ones are missing"
+    TAKEN = "answer it as before: it was delivered"
+    STALE = "refuse it: it was sent again meanwhile, or the connection has left polling"
+
+
+class Post:
+    """One POST of a polling client. `moved()` is called when `turn` has changed by itself."""
+
+    __slots__ = ("number", "turn", "moved", "delivering")
+
+    def __init__(self, number: int | None, turn: Turn) -> None:
+        self.number = number
+        self.turn = turn
+        self.moved: Callable[[], None] = _nothing
+        self.delivering = False
+
+    def move(self, turn: Turn) -> None:
+        """It is another's turn, or its own."""
+        self.turn = turn
+        self.moved()
+
+
+def _nothing() -> None:
+    pass
+
+
+AHEAD: Final = 8  # POSTs under way at once: four or five, and some that a proxy has sent again
+BESIDE: Final = 3  # POSTs without a number beside them: a pong, its repetition, and a beacon
+
 Respond = Callable[[str], None]
 
 # What a client may POST. Known before the first packet is delivered, so that a bad payload is
@@ -104,13 +143,13 @@ _FROM_POLLING = frozenset((CLOSE, PONG, MESSAGE))
 class PollingTransport(Transport):
     """HTTP long-polling, without the HTTP.
 
-    A wire calls `poll` for a GET, `post` for a POST. An answer counts as delivered when the next GET
-    arrives, because a client sends that only after it has got the last answer; until then
-    `undelivered` brings the packets back.
+    A wire calls `poll` for a GET, `begin_post`, `post` and `end_post` for a POST. An answer counts as
+    delivered when the next GET arrives, because a client sends that only after it has got the last
+    answer; until then `undelivered` brings the packets back.
 
-    Browsers send a request again by themselves when its connection was cut before the answer, and
-    some proxies do. One with the same `once` as the last is that one again: a POST is taken once, and
-    a GET gets the same answer. Without `once` (stock clients) nobody can tell.
+    Answers get lost, and browsers and proxies send requests again by themselves. Our own client numbers its
+    requests, so that one that comes again is known: a GET gets the same answer, a POST is delivered once,
+    and POSTs may overlap; see `docs/protocol.md`, "Requests". Without numbers (stock clients) nobody knows.
     """
 
     name = POLLING
@@ -119,14 +158,16 @@ class PollingTransport(Transport):
     def __init__(self, owner: Owner, batch: int | None = None) -> None:
         self.owner = owner
         self.batch = batch
+        self.room = None
         self._respond: Respond | None = None
         self._answered: Respond | None = None
         self._in_flight: list[Wire] = []
-        self._get: str | None = None
-        self._repeated = False
-        self._posting = False
-        self._post: str | None = None
-        self._taken: str | None = None
+        self._get: int | None = None
+        self._post: Post | None = None
+        self._early: dict[int, Post] = {}
+        self._beside = 0
+        self._taken = 0
+        self._parts = 0  # packets that were taken of the POST after `_taken`
         self._closed = False
 
     @property
@@ -146,25 +187,48 @@ class PollingTransport(Transport):
         self._in_flight = packets
         respond(encode_payload(packets))
 
-    def poll(self, respond: Respond, once: str | None = None) -> None:
-        """A GET arrived: what was answered to the last one has been delivered.
+    # -- GETs --------------------------------------------------------------------------------------
 
-        `respond` is called once, at once or later, with the body of the answer. Raises `Overlap`
-        while another GET is waiting; the connection is over then, and says so to the waiting one.
+    def poll(self, respond: Respond, number: int | None = None, room: int | None = None) -> None:
+        """A GET arrived: what was answered to the last one has been delivered, unless this is that one again.
+
+        `respond` is called once, at once or later, with the body of the answer, which has no more than
+        `room` bytes, or one packet. Raises `WrongNumber`, or `Overlap` while another GET is waiting; the
+        connection is over then, and says so to the waiting one.
         """
-        again = once is not None and once == self._get
-        if self._respond is not None:
-            if not (again or self._repeated):
+        if number is None:
+            if self._respond is not None:
                 self.owner.lost(self, Reason.TRANSPORT_ERROR)
                 raise Overlap("a second GET while one is waiting")
-            self.noop()  # the one that waits has most likely gone
-        packets, self._in_flight = self._in_flight if again else [], []
-        self._get, self._repeated = once, again
+        elif number == self._get:
+            self.room = room
+            self._poll_again(respond)
+            return
+        elif number != (self._get or 0) + 1:
+            raise WrongNumber("the number of a GET is that of the last one, or the next")
+        self.noop()  # a client that goes on waits for nothing
+        self.room = room
+        self._get = number
+        self._in_flight = []
+        self._answered = None
         self._respond = respond
-        if packets:
-            self.write(packets)
-        else:
+        self.owner.ready(self)
+
+    def _poll_again(self, respond: Respond) -> None:
+        """The same number, the same answer, whichever of the two requests the client listens to."""
+        self.noop()
+        if self._answered is None:  # the last one left before it was answered
+            self._respond = respond
             self.owner.ready(self)
+            return
+        packets = self._in_flight
+        if self.room is not None:
+            count = count_fitting(packets, self.room)
+            if count < len(packets):
+                self.owner.returned(self, packets[count:])
+                packets = packets[:count]
+        self._respond = respond
+        self.write(packets or [NOOP_WIRE])
 
     def abandon(self, respond: Respond) -> bool:
         """The waiting GET is gone before it was answered. False if it had been answered."""
@@ -174,43 +238,100 @@ class PollingTransport(Transport):
         return True
 
     def undelivered(self, respond: Respond) -> None:
-        """This answer could not be written: its packets go to the front of the queue."""
+        """This answer could not be written: its packets go to the front of the queue.
+
+        Those of a numbered GET stay: it will be sent again, or the next one says that it did arrive.
+        """
         if respond is not self._answered:
             return  # they have been asked for again already
-        packets, self._in_flight = self._in_flight, []
+        packets: list[Wire] = []
+        if self._get is None:
+            packets, self._in_flight = self._in_flight, []
         if not self._closed:
             self.owner.returned(self, packets)
 
-    def begin_post(self, once: str | None = None) -> bool:
-        """A POST arrived; its body may still be coming. Raises `Overlap` if there is another.
+    def noop(self) -> None:
+        """Answer the waiting GET, if there is one, with nothing to read."""
+        if self._respond is not None:
+            self.write([NOOP_WIRE])
+            self._in_flight = []  # nobody would miss it
 
-        False if it was taken before: then it is to be answered as it was, and nothing more.
+    # -- POSTs -------------------------------------------------------------------------------------
+
+    def begin_post(self, number: int | None = None) -> Post:
+        """A POST arrived; its `turn` says what to do with its body, which may still be coming.
+
+        Whatever that is, `end_post` follows. Raises `WrongNumber`, or `Overlap` if there is another and the
+        client numbers none of its requests; the connection is over then. If it does, one without a number is
+        a pong, or the beacon of a page that goes and has cut all others: it waits for none of them.
         """
-        if once is not None and once == self._taken:
-            return False
-        if self._posting:
-            if once is None or once != self._post:
+        if number is None and self._get is not None:
+            if self._beside >= BESIDE:
+                raise WrongNumber(f"more than {BESIDE} POSTs without a number beside those with one")
+            self._beside += 1
+            return Post(None, Turn.NOW)
+        if number is None:
+            if self._post is not None or self._early:
                 self.owner.lost(self, Reason.TRANSPORT_ERROR)
-            raise Overlap("a second POST while one is being read")
-        self._posting = True
-        self._post = once
-        return True
+                raise Overlap("a second POST while one is being read")
+            self._post = Post(None, Turn.NOW)
+            return self._post
+        if number <= self._taken:
+            return Post(number, Turn.TAKEN)
+        if number > self._taken + AHEAD:
+            raise WrongNumber(f"more than {AHEAD} POSTs ahead of the last one that was taken")
+        return self._begin_numbered(number)
 
-    def end_post(self) -> None:
+    def _begin_numbered(self, number: int) -> Post:
+        current = self._post
+        if number != self._taken + 1 or (current is not None and current.delivering):
+            post = Post(number, Turn.LATER)
+            older = self._early.pop(number, None)
+            self._early[number] = post
+        else:
+            post = Post(number, Turn.NOW)
+            older, self._post = current, post
+        if older is not None:
+            older.move(Turn.STALE)  # its body has stopped coming, most likely
+        return post
+
+    def end_post(self, post: Post | None = None) -> None:
         """The POST that `begin_post` announced is over, whatever became of it."""
-        self._posting = False
+        if post is None or post is self._post:
+            self._post = None
+            self._next_turn()
+        elif post.number is None:
+            self._beside -= 1
+        elif self._early.get(post.number) is post:
+            del self._early[post.number]
 
-    def post(self, body: bytes) -> None:
+    def _next_turn(self) -> None:
+        again = self._early.pop(self._taken, None)  # sent again while it was being delivered
+        if again is not None:
+            again.move(Turn.TAKEN)
+        following = self._early.pop(self._taken + 1, None)
+        if following is not None:
+            self._post = following
+            following.move(Turn.NOW)
+
+    def post(self, body: bytes, post: Post | None = None, skip: int = 0, more: bool = False) -> None:
         """The whole body of a POST. Raises `PacketError`; then none of it was delivered."""
-        for _ in self.post_in_steps(body):
+        for _ in self.post_in_steps(body, post, skip, more):
             pass
 
-    def post_in_steps(self, body: bytes) -> Iterator[None]:
+    def post_in_steps(
+        self, body: bytes, post: Post | None = None, skip: int = 0, more: bool = False
+    ) -> Iterator[None]:
         """The same in small steps, because a body may hold very many packets: exhaust it.
 
-        Also raises `PacketError` if the connection leaves polling between two steps.
+        Of a numbered POST it may be a part: those after the first `skip` packets, and `more` follow; what has
+        been taken of it before is not delivered again. Also raises `PacketError` if the connection leaves
+        polling between two steps, and `WrongNumber` if packets before these are missing.
         """
         self._check_open()
+        numbered = post is not None and post.number is not None
+        if post is not None:
+            post.delivering = True
         packets: list[tuple[PacketType, str | bytes]] = []
         try:
             for some in _read_post(body):
@@ -219,27 +340,33 @@ class PollingTransport(Transport):
         except PacketError:
             self.owner.lost(self, Reason.PARSE_ERROR)
             raise
+        end = skip + len(packets)
+        if numbered:
+            if skip > self._parts:
+                raise WrongNumber("packets of this POST are missing that come before these")
+            del packets[: self._parts - skip]
         received = self.owner.received
         for start in range(0, len(packets), _STEP):
             self._check_open()
             for kind, data in packets[start : start + _STEP]:
                 received(self, kind, data)
             yield
-        self._taken = self._post
+        if not numbered:
+            return
+        assert post is not None
+        assert post.number is not None
+        self._taken, self._parts = (post.number - 1, max(end, self._parts)) if more else (post.number, 0)
 
     def _check_open(self) -> None:
         if self._closed:
             raise PacketError("the connection has left polling")
 
-    def noop(self) -> None:
-        """Answer the waiting GET, if there is one, with nothing to read."""
-        if self._respond is not None:
-            self.write([NOOP_WIRE])
-            self._in_flight = []  # nobody would miss it
-
     def close(self, reason: Reason) -> None:
         """A waiting GET is told: `6` if the client wants to go, `1` if we do."""
         self._closed = True
+        early, self._early = self._early, {}
+        for post in early.values():
+            post.move(Turn.STALE)
         if self._respond is not None:
             self.write([NOOP_WIRE if reason is Reason.CLIENT_CLOSE else CLOSE_WIRE])
 

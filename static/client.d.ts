@@ -71,12 +71,17 @@ type GatewayLostReason =
   | 'protocol'
   | 'reconnect';
 
+type GatewayGap =
+  /** The session was lost; `closed`: how many sockets were closed with code 1006. */
+  | { endpoint: string; closed: number; url?: undefined; dropped?: undefined }
+  /** The server has dropped messages for the socket with this `url`. */
+  | { endpoint: string; url: string; dropped: number; closed?: undefined };
+
 interface GatewayEventMap {
   /** `retryIn` in milliseconds; 0 while an attempt is under way. */
   'gateway:lost': CustomEvent<{ endpoint: string; reason: GatewayLostReason; retryIn: number }>;
   'gateway:back': CustomEvent<{ endpoint: string; resumed: boolean }>;
-  /** `closed`: how many sockets were closed with code 1006. */
-  'gateway:gap': CustomEvent<{ endpoint: string; closed: number }>;
+  'gateway:gap': CustomEvent<GatewayGap>;
   'gateway:gone': CustomEvent<{ endpoint: string; code: number; reason: string }>;
   'gateway:transport': CustomEvent<{ endpoint: string; transport: GatewayTransport; why: string }>;
 }

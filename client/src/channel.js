@@ -2,25 +2,32 @@
 // Decides what a channel may send and what it reports. Does not know connections, nor the DOM.
 
 import * as frames from './frames.js';
+import { wireSize } from './queues.js';
 
 /** Longest wait for the answer to our close; browsers wait about as long for a close frame. */
 export const CLOSE_WAIT_MS = 5000;
 
 export const ABNORMAL = Object.freeze({ code: 1006, reason: '', clean: false });
 
-// The extra characters around a frame in a polling payload: packet type and separator.
-const PACKET_OVERHEAD = 3;
+/** Why a message is not taken: the fields of a close frame, and what the socket reports. */
+export const TOO_BIG = { code: 1009, reason: 'message too big', report: { code: 1009 } };
 
-const textSize = (frame) => frames.utf8Length(frame) + PACKET_OVERHEAD;
-const binarySize = (frame) => Math.ceil(frame.length / 3) * 4 + PACKET_OVERHEAD;
+const typeOf = (parts) => typeof parts[0];
 
-/** Bytes that a frame takes on the wire that needs most of them: polling, binary as base64. */
-export const wireSize = (frame) =>
-  typeof frame === 'string' ? textSize(frame) : binarySize(frame);
+function join(parts) {
+  if (typeOf(parts) === 'string') return parts.join('');
+  const whole = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let end = 0;
+  for (const part of parts) {
+    whole.set(part, end);
+    end += part.length;
+  }
+  return whole;
+}
 
 /**
- * `sink` hears what happens, at most once each except `message`:
- * `accept(protocol)`, `message(string | Uint8Array)`, `close({code, reason, clean, failed})`.
+ * `sink` hears what happens, at most once each except the second and the third:
+ * `accept(protocol)`, `message(string | Uint8Array)`, `dropped(count)`, `close({code, reason, clean, failed})`.
  * After `close` it hears nothing. `failed` says that the socket also reports an error.
  */
 export class Channel {
@@ -31,6 +38,9 @@ export class Channel {
   #offered;
   #asked = null;
   #timer = null;
+  // The parts of a message that is not complete, and their bytes.
+  #parts = [];
+  #partBytes = 0;
 
   constructor(session, number, { url, protocols, sink }) {
     this.number = number;
@@ -41,15 +51,13 @@ export class Channel {
     this.#control('open', { url, protocols });
   }
 
-  /** Send text or bytes; `flushed()` is called when they have left for the network. */
+  /** Send text or bytes; `flushed(bytes)` is called when so many of them have left for the network. */
   send(data, flushed) {
     if (this.state !== 'open') return;
-    const isText = typeof data === 'string';
-    const frame = isText ? frames.text(this.number, data) : frames.binary(this.number, data);
-    const size = wireSize(frame);
-    const problem = this.#session.refusal(size);
+    const bytes = frames.sizeOf(data);
+    const problem = this.#session.refusal(bytes);
     if (problem) this.#giveUp(problem);
-    else this.#session.push({ frame, size, channel: this.number, flushed });
+    else this.#session.push({ data, bytes, channel: this.number, flushed });
   }
 
   /** Close as `WebSocket.close()` does; `fields` is `{}`, `{code}` or `{code, reason}`. */
@@ -70,7 +78,22 @@ export class Channel {
     if (frame.kind === 'accept') this.#accept(frame.fields.protocol);
     else if (frame.kind === 'refuse') this.#refused(frame.fields);
     else if (frame.kind === 'close') this.#closed(frame.fields);
-    else if (this.state === 'open') this.#sink.message(frame.text ?? frame.data);
+    else if (this.state !== 'open') return;
+    else if (frame.kind === 'dropped') this.#sink.dropped(frame.fields.messages);
+    else this.#message(frame.text ?? frame.data, frame.more);
+  }
+
+  #message(data, more) {
+    const parts = this.#parts;
+    if (!more && !parts.length) return this.#sink.message(data);
+    parts.push(data);
+    if (typeof data !== typeOf(parts)) throw new frames.ProtocolError('parts of two kinds');
+    this.#partBytes += frames.sizeOf(data);
+    if (this.#partBytes > this.#session.messageBytes) return this.#giveUp(TOO_BIG);
+    if (more) return undefined;
+    this.#parts = [];
+    this.#partBytes = 0;
+    return this.#sink.message(join(parts));
   }
 
   #accept(protocol) {

@@ -1,9 +1,12 @@
-// Which transport to use, and why. Remembers per endpoint, for minutes, that WebSockets do not work.
-// Decides whether a WebSocket may be tried. Opens nothing itself, and never waits.
+// Which transport to use, and why. Remembers per endpoint, for minutes, that WebSockets do not work, and
+// what long-polling has learned. Decides whether a WebSocket may be tried. Opens nothing itself, never waits.
+
+import { Limits, isLearned } from './limits.js';
 
 export const LIVES = 2;
 export const EARLY_MS = 30_000;
 export const AVOID_MS = 5 * 60_000;
+export const LEARNED_MS = 10 * 60_000;
 export const PROBE_MS = 3000;
 
 export const WHY = Object.freeze({
@@ -60,12 +63,26 @@ export class Choice {
   #lives = LIVES;
   #suspected = false;
   #verdict;
+  #learned;
+  #limits = null;
 
   constructor({ endpoint, memory, wall }) {
     this.#key = `gateway:transport ${endpoint}`;
     this.#memory = memory;
     this.#wall = wall;
-    this.#verdict = parseVerdict(memory.read(this.#key));
+    const { verdict, learned } = parse(memory.read(this.#key));
+    this.#verdict = isVerdict(verdict) ? verdict : null;
+    this.#learned = isTime(learned?.at) && isLearned(learned) ? learned : null;
+  }
+
+  /** What long-polling bears here, as far as it is known: one object, until what it knows is too old. */
+  get limits() {
+    // A clock that was set back makes it too old, too.
+    const age = this.#wall() - this.#learned?.at;
+    const isOld = this.#learned && !(age >= 0 && age < LEARNED_MS);
+    if (isOld) this.#learned = null;
+    if (isOld || !this.#limits) this.#limits = new Limits((known) => this.#learn(known), this.#learned ?? {});
+    return this.#limits;
   }
 
   /** Milliseconds until a WebSocket may be tried; 0 when it may be tried now. */
@@ -120,7 +137,12 @@ export class Choice {
   forgive() {
     this.#verdict = null;
     this.#lives = LIVES;
-    this.#memory.write(this.#key, null);
+    this.#remember();
+  }
+
+  #learn(known) {
+    this.#learned = { ...known, at: this.#wall() };
+    this.#remember();
   }
 
   #avoid(why) {
@@ -128,13 +150,21 @@ export class Choice {
   }
 
   #remember() {
-    this.#memory.write(this.#key, JSON.stringify(this.#verdict));
+    const verdict = this.#verdict;
+    const learned = this.#learned;
+    this.#memory.write(this.#key, verdict || learned ? JSON.stringify({ verdict, learned }) : null);
   }
 }
 
-const VERDICT = /^\{"until":(\d+),"why":("[^"\\]*")\}$/;
-
-function parseVerdict(text) {
-  const match = VERDICT.exec(text ?? '');
-  return match && { until: Number(match[1]), why: JSON.parse(match[2]) };
+function parse(text) {
+  try {
+    return JSON.parse(text) ?? {};
+  } catch (error) {
+    if (!(error instanceof SyntaxError)) throw error;
+    return {};
+  }
 }
+
+const isVerdict = (verdict) => isTime(verdict?.until) && typeof verdict.why === 'string';
+
+const isTime = (value) => typeof value === 'number' && value > 0;

@@ -3,6 +3,8 @@
 // Knows nothing of frames: what it carries is a list of texts and bytes.
 
 import { PROBE_MS, WHY } from './choice.js';
+import { utf8Length } from './frames.js';
+import { smaller } from './limits.js';
 import { ACK_SPARE_BYTES } from './replay.js';
 
 /** From `2probe` to the end of the upgrade: the poll under way must return, and a POST with it. */
@@ -12,57 +14,247 @@ export const UPGRADE_MS = 10_000;
 const SOCKET_BUFFER_BYTES = 1024 * 1024;
 const SOCKET_POLL_MS = 20;
 
-// One POST after the other: a batch takes 4 s at 500 kbit/s, so that a pong does not wait too long,
-// and 600 ms of round trip still leave 3 Mbit/s. A single message may be larger.
-const POST_BYTES = 256 * 1024;
+// POSTs under way at once, so that a long round trip does not starve an upload. A browser has six connections
+// for a host: one has a GET, and one is left for pongs and the page. A network that takes longer than this
+// for one POST is busy enough.
+const LANES = 4;
+const SLOW_MS = 2000;
+// A batch that is smaller waits until nothing is under way, and so does not cost a request of its own.
+const ENOUGH_BYTES = 16 * 1024;
 
-// What a proxy answers while it has no way to the gateway, or has waited too long, and when to ask it
-// again; once, and then the connection is given up.
-const PASSING = new Set([502, 503, 504]);
-const REPEAT_MS = 100;
+const TOO_LARGE = 413;
+
+// How often a request is sent again, with growing pauses, before the connection is given up.
+const REPEATS = 3;
+const REPEAT_FOR_MS = 6000;
+const PAUSE_MS = 100;
+const LONGEST_PAUSE_MS = 1600;
+
+// How long to wait for an answer: of a GET beyond its hold, of a POST beyond its size at 16 bytes per ms;
+// for the handshake; and for the next piece of an answer that has begun.
+const GET_MS = 1000;
+const ROUND_TRIPS = 4;
+const POST_MS = 5000;
+const POST_RATE = 16;
+const SHAKE_MS = 10_000;
+const STALL_MS = 5000;
+// A GET comes back so long before the gateway would have something to say: its ping.
+const LEAST_SILENCE_MS = 1000;
+
+// What a proxy answers while it has no way to the gateway, or has waited too long; 0 for no answer at all.
+const mayPass = (status) =>
+  [0, 408, 429, 502, 503, 504].includes(status) || (status >= 520 && status < 530);
 
 // A page that was busy or asleep sees its timers first: the answer may wait behind them.
 const LATE_MS = 500;
 
 /**
- * The two transports, made from engine.io-client's (`XHR` and `WebSocket`, or the Node variants).
- * `opts.watch` of each connection carries what they share with its link.
+ * The two transports, made from engine.io-client's: what its XHR is made from, and its WebSocket, or the one
+ * for Node. `opts.watch` of each connection carries what they share with its link.
  */
-export function createTransports({ XHR, WebSocket }, clock) {
-  class Poll extends XHR {
-    #requests = new Set();
+export function createTransports({ Polling, WebSocket }, clock) {
+  class Poll extends Polling {
+    #asked = new Set();
+    #gets = 0;
+    #posts = 0;
+    // The numbers of the POSTs under way, oldest first, and a mark for each pong.
+    #open = new Set();
+    #encodes = false;
+    #lanes = LANES;
+    #roundTrip = 0;
+    #paused = null;
 
-    request(options) {
-      const request = super.request(options);
-      this.#requests.add(request);
-      request.on('success', () => this.#requests.delete(request));
-      request.on('error', () => this.#requests.delete(request));
-      if (options) request.on('data', (answer) => this.#checkPost(answer));
-      this.#repeat(request);
-      return request;
+    /** Is a POST under way? */
+    get busy() {
+      return this.#open.size > 0;
     }
 
-    // One bad moment of a proxy ends nothing: the gateway knows a request that comes twice.
-    #repeat(request) {
-      request._onError = (status) => {
-        delete request._onError;
-        if (!PASSING.has(status)) return request._onError(status);
-        request._cleanup();
-        return clock.setTimeout(() => {
-          if (this.#requests.has(request)) request._create();
-        }, REPEAT_MS);
+    doPoll() {
+      const { limits, most } = this.opts.watch;
+      const number = this.query.sid ? ++this.#gets : 0;
+      const asked = limits.answer;
+      let room = asked;
+      let isCut = false;
+      let hold;
+      this.#ask({
+        next: () => {
+          if (!number) return ['', SHAKE_MS];
+          hold = Math.min(limits.hold, most);
+          const wait = hold + Math.max(GET_MS, ROUND_TRIPS * this.#roundTrip);
+          return [`&n=${number}&hold=${hold}&max=${room}`, wait];
+        },
+        failed: (status, waited, tries) => {
+          if (!number) return status > 0 && tries === 1 ? undefined : false;
+          if (tries === 1) limits.lost(waited);
+          room = smaller(room);
+          isCut ||= !status || tries > 1;
+          return undefined;
+        },
+        answered: (answer, took, tries) => {
+          if (!number) this.#roundTrip = took;
+          else if (isCut && answer.length * 2 > room) limits.cut(asked);
+          else if (answer === NOTHING && !tries && took >= hold) limits.held(most);
+          limits.arrived(answer.length);
+          this.onData(answer);
+        },
+      });
+    }
+
+    // A pong waits behind no message.
+    onPacket(packet) {
+      if (packet.type === 'ping') this.#pong();
+      super.onPacket(packet);
+    }
+
+    write(packets) {
+      const rest = packets.filter(({ type }) => type !== 'pong');
+      this.#encodes = rest.length > 0;
+      if (this.#encodes) return super.write(rest);
+      this.writable = false;
+      return clock.soon(() => this.#ready());
+    }
+
+    #pong() {
+      const mark = {};
+      this.#open.add(mark);
+      const done = () => this.#done(mark);
+      // Without a number: it is no message, and may come twice, or out of its turn.
+      this.#ask({ next: () => ['', POST_MS, PONG], failed() {}, answered: done, lost: done });
+    }
+
+    doWrite(payload) {
+      this.#encodes = false;
+      this.#open.add(++this.#posts);
+      this.#post(this.#posts, payload.split(SEPARATOR), 0);
+      // Not before engine.io-client has noted what it has written.
+      clock.soon(() => this.#ready());
+    }
+
+    // What a proxy finds too large goes in parts: `skip` packets of the POST have gone before.
+    #post(number, packets, skip) {
+      const { limits } = this.opts.watch;
+      let count;
+      let bytes;
+      this.#ask({
+        next: () => {
+          [count, bytes] = measure(packets, skip, limits.post);
+          const end = skip + count;
+          const query = `&n=${number}&skip=${skip}${end < packets.length ? '&more=1' : ''}`;
+          return [query, POST_MS + bytes / POST_RATE, packets.slice(skip, end).join(SEPARATOR)];
+        },
+        failed: (status, waited, tries) => {
+          if (status === TOO_LARGE) return count > 1 && limits.refused(bytes);
+          // Others may have waited for their turn.
+          const [oldest] = this.#open;
+          if (!status && (tries >= REPEATS || waited >= POST_MS) && number === oldest) limits.refused(bytes);
+          return undefined;
+        },
+        answered: (answer, took) => {
+          if (answer !== 'ok') return this.#foreign(answer);
+          if (bytes < ENOUGH_BYTES) this.#roundTrip = took;
+          if (skip + count < packets.length) return this.#post(number, packets, skip + count);
+          this.#lanes = took < SLOW_MS ? LANES : 1;
+          return this.#done(number);
+        },
+      });
+    }
+
+    #done(mark) {
+      this.#open.delete(mark);
+      this.#ready();
+      this.#pauseIfQuiet();
+    }
+
+    // Also when it was ready before: something small may have waited for a POST to end.
+    #ready() {
+      if (this.#encodes || this.#open.size >= this.#lanes) return;
+      this.writable = true;
+      this.emitReserved('drain');
+    }
+
+    // engine.io-client's own waits for one POST. Here the last of all must have been answered.
+    pause(onPause) {
+      this.readyState = 'pausing';
+      this.#paused = onPause;
+      this.on('pollComplete', () => this.#pauseIfQuiet());
+      this.#pauseIfQuiet();
+    }
+
+    #pauseIfQuiet() {
+      if (this.readyState !== 'pausing' || this._polling || this.busy) return;
+      this.readyState = 'paused';
+      this.#paused();
+    }
+
+    /**
+     * One request, sent again until it is answered, because the gateway knows a number that comes twice.
+     * `next()` is what to send, as `[query, wait, body]`: wait so many ms for an answer, or for its next piece.
+     * `failed` hears of each failure; it returns whether to send it again, or undefined: the status decides.
+     * `lost` hears the last.
+     */
+    #ask({ next, failed, answered, lost = (status) => this.onError('a request failed', status) }) {
+      const ask = {};
+      let tries = 0;
+      let since = 0;
+      const attempt = () => {
+        const [query, wait, body] = next();
+        const began = clock.now();
+        const xhr = new XMLHttpRequest();
+        const expect = (delay) => {
+          clock.clearTimeout(ask.timer);
+          ask.timer = clock.setTimeout(() => fail(0), delay);
+        };
+        const end = (report) => {
+          if (ask.xhr !== xhr) return;
+          this.#drop(ask);
+          report(clock.now() - began);
+        };
+        const fail = (status) =>
+          end((waited) => {
+            if (!tries++) since = clock.now();
+            const isOver = tries >= REPEATS && clock.now() - since > REPEAT_FOR_MS;
+            const again = failed(status, waited, tries) ?? (mayPass(status) && !isOver);
+            if (!again) return lost(status);
+            const pause = Math.min(PAUSE_MS << (tries - 1), LONGEST_PAUSE_MS);
+            if (status === TOO_LARGE) tries = 0;
+            this.#asked.add(ask);
+            return (ask.timer = clock.setTimeout(attempt, pause));
+          });
+        ask.xhr = xhr;
+        xhr.open(body === undefined ? 'GET' : 'POST', this.uri() + query);
+        xhr.withCredentials = this.opts.withCredentials;
+        xhr.onprogress = () => ask.xhr === xhr && expect(STALL_MS);
+        xhr.onload = () => {
+          // A browser forgets the answer when the request is dropped.
+          const { status, responseText } = xhr;
+          if (status === 200) end((took) => answered(responseText, took, tries));
+          else fail(status);
+        };
+        xhr.onerror = () => fail(0);
+        xhr.send(body);
+        expect(wait);
       };
+      this.#asked.add(ask);
+      attempt();
     }
 
-    // Whoever answers a POST with a page has not handed it on.
-    #checkPost(answer) {
-      if (looksLikeHtml(answer)) this.onError('not an answer to a POST', 'html');
+    #drop(ask) {
+      const { xhr } = ask;
+      this.#asked.delete(ask);
+      clock.clearTimeout(ask.timer);
+      ask.xhr = null;
+      xhr?.abort();
+    }
+
+    // Whoever answers with a page, or anything else, has not handed it on: a login, or a captive portal.
+    #foreign(answer) {
+      this.onError('not an answer of the gateway', looksLikeHtml(answer) ? 'html' : 'foreign');
     }
 
     onData(data) {
-      // A login page, or a captive portal, answers 200 and HTML. Engine.IO packets start 0-6 or b.
+      // Engine.IO packets start 0-6 or b.
       if (/^[0-6b]/.test(data)) super.onData(data);
-      else this.onError('not an Engine.IO payload', looksLikeHtml(data) ? 'html' : 'foreign');
+      else this.#foreign(data);
     }
 
     // engine.io-client would POST a close packet, and leave a hanging GET to hold one of the six
@@ -73,8 +265,7 @@ export function createTransports({ XHR, WebSocket }, clock) {
     }
 
     abort() {
-      for (const request of this.#requests) request._cleanup(true);
-      this.#requests.clear();
+      for (const ask of this.#asked) this.#drop(ask);
     }
   }
 
@@ -112,6 +303,21 @@ export function createTransports({ XHR, WebSocket }, clock) {
   }
 
   return [Poll, Upgrade];
+}
+
+const SEPARATOR = '\x1e';
+const NOTHING = '6';
+const PONG = '3';
+
+/** How many packets from `start` on fit into `limit` bytes, one at the least, and how many bytes they are. */
+function measure(packets, start, limit) {
+  let bytes = -1;
+  for (let i = start; i < packets.length; i++) {
+    const size = utf8Length(packets[i]) + 1;
+    if (i > start && bytes + size > limit) return [i - start, bytes];
+    bytes += size;
+  }
+  return [packets.length - start, bytes];
 }
 
 const looksLikeHtml = (data) => /^\s*</.test(data);
@@ -163,7 +369,8 @@ export class Link {
     this.#clock = clock;
     this.#beacon = beacon;
     this.#online = online;
-    this.#watch = { polite: false, probe: null, failure: '', deaf: false, blocked };
+    const { limits } = choice;
+    this.#watch = { polite: false, probe: null, failure: '', deaf: false, blocked, limits, most: Infinity };
     // When a WebSocket is probed is our decision, not engine.io-client's.
     this.#engine = create({ upgrade: false, watch: this.#watch });
     this.#engine.binaryType = 'arraybuffer';
@@ -178,16 +385,18 @@ export class Link {
   /** Bytes that one batch may have. */
   get budget() {
     if (this.transport === 'websocket') return SOCKET_BUFFER_BYTES;
-    return Math.min(POST_BYTES, (this.maxPayload ?? POST_BYTES) - ACK_SPARE_BYTES);
+    return Math.min(this.#watch.limits.post, (this.maxPayload ?? Infinity) - ACK_SPARE_BYTES);
   }
 
   /** Send messages, in order, in one POST when on polling. */
   send(messages) {
-    const last = messages.at(-1);
-    const rest = messages.slice(0, -1);
-    // send() writes at once what it is given: the first of many would travel alone.
-    this.#engine.writeBuffer.push(...rest.map((data) => ({ type: 'message', data, options: {} })));
-    this.#engine.send(last);
+    const engine = this.#engine;
+    let bytes = 0;
+    for (const data of messages) {
+      bytes += data.length;
+      engine.writeBuffer.push({ type: 'message', data, options: {} });
+    }
+    if (bytes >= ENOUGH_BYTES || !engine.transport.busy) engine.flush();
   }
 
   /** Try a WebSocket now, whatever was learned, unless one is in use or being tried. */
@@ -248,6 +457,7 @@ export class Link {
   #shaken({ upgrades, maxPayload, pingInterval, pingTimeout }) {
     this.maxPayload = maxPayload;
     this.#patience = pingInterval + pingTimeout;
+    this.#watch.most = Math.max(pingInterval - LEAST_SILENCE_MS, pingInterval / 2);
     this.#offersWebSocket = upgrades.includes('websocket');
     this.#choice.reached();
     this.why = this.#offersWebSocket ? this.#choice.why : WHY.notOffered;
@@ -303,6 +513,8 @@ export class Link {
       this.#choice.died(this.#aliveUntil(cause, detail) - this.#upgradedAt);
     }
     this.#finish();
+    // One that is paused for an upgrade is not closed by engine.io-client.
+    this.#engine.transport?.abort?.();
     const reason = reasonOf(cause, detail);
     this.#handlers.closed(reason === 'network' && !this.#online() ? 'offline' : reason);
   }
@@ -356,8 +568,5 @@ export function engineOptions(endpoint, credentials) {
     secure: protocol === 'https:',
     path: pathname,
     withCredentials: credentials,
-    // Every poll needs a URL of its own: some caches ignore no-store. On polling it is always so. And
-    // the gateway knows by it a request that a browser or a proxy has sent again by itself.
-    timestampParam: 'once',
   };
 }

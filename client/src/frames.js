@@ -21,14 +21,14 @@ const isPath = (value) => isText(value) && value.startsWith('/');
 const isTextList = (value) => Array.isArray(value) && value.every(isText);
 const isReason = (value) => isText(value) && utf8Length(value) <= MAX_REASON_BYTES;
 
-const RESUME_KEYS = ['session', 'token', 'epoch', 'received'];
+const RESUME_KEYS = ['session', 'token', 'epoch'];
 
 // One row per control frame: its letter, whether a channel number follows, its keys in wire order.
 const CONTROL = {
   hello: {
     letter: 'H',
     keys: { v: isCount, session: isText, token: isText, epoch: isText, received: isCount },
-    optional: RESUME_KEYS,
+    optional: [...RESUME_KEYS, 'received'],
   },
   welcome: {
     letter: 'W',
@@ -39,7 +39,11 @@ const CONTROL = {
       resumed: isFlag,
       received: isCount,
       grace: isCount,
+      message: isCount,
+      window: isCount,
     },
+    // A gateway that does not name them bounds nothing, and grants nothing.
+    optional: ['message', 'window'],
   },
   end: { letter: 'X', keys: { code: isCode, reason: isText, retry: isFlag } },
   open: { letter: 'O', channel: true, keys: { url: isPath, protocols: isTextList } },
@@ -51,6 +55,8 @@ const CONTROL = {
     keys: { code: isCode, reason: isReason },
     optional: ['code', 'reason'],
   },
+  grant: { letter: 'G', channel: true, keys: { bytes: isCount } },
+  dropped: { letter: 'D', channel: true, keys: { messages: isCount } },
 };
 
 const KIND_BY_LETTER = Object.fromEntries(
@@ -72,12 +78,35 @@ export function utf8Length(text) {
   return bytes;
 }
 
+/** Bytes of a message: of its UTF-8, when it is text. */
+export const sizeOf = (data) => (isText(data) ? utf8Length(data) : data.length);
+
 const isLowSurrogate = (unit) => unit >= 0xdc00 && unit < 0xe000;
+
+/**
+ * The end of the longest piece of `message` from `start` that takes no more than `limit` bytes on the wire,
+ * escapes included, and ends at the border of a character.
+ */
+export function cutText(message, start, limit) {
+  const piece = message.slice(start, start + limit);
+  const escaped = piece.includes('\x1e');
+  let room = limit;
+  let end = start;
+  while (end < start + piece.length) {
+    const unit = message.charCodeAt(end);
+    const isPair = unit >= 0xd800 && unit < 0xdc00 && isLowSurrogate(message.charCodeAt(end + 1));
+    room -= unit < 0x80 ? 1 : unit < 0x800 ? 2 : isPair ? 4 : 3;
+    if (escaped && (unit === 0x1e || unit === 0x5c)) room -= 1;
+    if (room < 0) break;
+    end += isPair ? 2 : 1;
+  }
+  return end;
+}
 
 /**
  * Decode one Engine.IO message.
  * @param {string | ArrayBuffer | Uint8Array} data
- * @returns {{kind: string, channel?: number, fields?: object, text?: string, data?: Uint8Array, count?: number}}
+ * @returns {{kind: string, channel?: number, fields?: object, text?: string, data?: Uint8Array, more?: true, count?: number}}
  * @throws {ProtocolError}
  */
 export function decode(data) {
@@ -132,7 +161,8 @@ function checkFields(kind, row, object) {
 function checkTogether(kind, fields) {
   if (kind === 'hello') {
     const present = RESUME_KEYS.filter((key) => key in fields).length;
-    if (present !== 0 && present !== RESUME_KEYS.length) refuse('hello: half a resume');
+    const isWhole = present === RESUME_KEYS.length || (present === 0 && !('received' in fields));
+    if (!isWhole) refuse('hello: half a resume');
   }
   if (kind === 'close' && 'reason' in fields && !('code' in fields)) {
     refuse('close: a reason without a code');
@@ -145,12 +175,16 @@ function parseChannel(text) {
 }
 
 function decodeMessage(frame) {
-  const end = frame.search(/[:;]/);
+  const end = frame.search(/[:;.,]/);
   if (end < 1) refuse('unknown kind of frame');
   const channel = parseChannel(frame.slice(0, end));
+  const mark = frame[end];
   const body = frame.slice(end + 1);
-  return { kind: 'text', channel, text: frame[end] === ':' ? body : unescape(body) };
+  const text = mark === ':' || mark === '.' ? body : unescape(body);
+  return { kind: 'text', channel, text, ...moreIf(mark === '.' || mark === ',') };
 }
+
+const moreIf = (isPart) => (isPart ? { more: true } : null);
 
 function unescape(body) {
   if (body.includes('\x1e')) refuse('U+001E in an escaped frame');
@@ -161,7 +195,9 @@ function unescape(body) {
 }
 
 function decodeBinary(data) {
-  const bytes = data instanceof Uint8Array ? data : new Uint8Array(data);
+  const all = data instanceof Uint8Array ? data : new Uint8Array(data);
+  const isPart = all[0] === 0;
+  const bytes = isPart ? all.subarray(1) : all;
   let channel = 0;
   let length = 0;
   let byte;
@@ -172,7 +208,7 @@ function decodeBinary(data) {
   } while (byte & 0x80);
   const tooLong = length > 1 && byte === 0;
   if (tooLong || channel < 1 || channel > MAX_CHANNEL) refuse('bad channel number');
-  return { kind: 'binary', channel, data: bytes.subarray(length) };
+  return { kind: 'binary', channel, data: bytes.subarray(length), ...moreIf(isPart) };
 }
 
 /** Encode a control frame; `fields` are written in the order of docs/protocol.md. */
@@ -189,16 +225,20 @@ export const BYE = 'B';
 
 export const ack = (count) => `+${count}`;
 
-/** Encode a text message. U+001E would split an Engine.IO polling payload, hence the escape. */
-export function text(channel, message) {
+/**
+ * Encode a text message, or with `more` a part of one, of which more follows. U+001E would split an Engine.IO
+ * polling payload, hence the escape.
+ */
+export function text(channel, message, more = false) {
   const number = channel.toString(36);
-  if (!message.includes('\x1e')) return `${number}:${message}`;
-  return `${number};${message.replace(/\\/g, '\\\\').replaceAll('\x1e', '\\e')}`;
+  if (!message.includes('\x1e')) return `${number}${more ? '.' : ':'}${message}`;
+  const escaped = message.replace(/\\/g, '\\\\').replaceAll('\x1e', '\\e');
+  return `${number}${more ? ',' : ';'}${escaped}`;
 }
 
-/** Encode a binary message; `bytes` are copied. */
-export function binary(channel, bytes) {
-  const head = [];
+/** Encode a binary message, or with `more` a part of one; `bytes` are copied. */
+export function binary(channel, bytes, more = false) {
+  const head = more ? [0] : [];
   let rest = channel;
   while (rest > 0x7f) {
     head.push((rest & 0x7f) | 0x80);

@@ -1,10 +1,11 @@
 // Wiring for a page: reads the script tag, makes the parts, sets globalThis.GatewaySocket.
 // Decides nothing but who is handed to whom.
 
-import { Socket, WebSocket, XHR } from 'engine.io-client';
+import { Polling, Socket, WebSocket } from 'engine.io-client';
 import { Banner, TEXTS } from './banner.js';
 import { Choice, Memory } from './choice.js';
 import { Link, createTransports, engineOptions } from './engine.js';
+import { Handover } from './handover.js';
 import { Pool, endpointOf, pathOf } from './pool.js';
 import { Session } from './session.js';
 import { defineGatewaySocket } from './socket.js';
@@ -30,8 +31,9 @@ const clock = {
 
 const tabMemory = new Memory(() => sessionStorage);
 const pageMemory = new Memory(() => localStorage);
+const handover = new Handover(tabMemory, () => location.pathname);
 const switches = { blocked: tabMemory.read(BLOCK_KEY) === '1' };
-const transports = createTransports({ XHR, WebSocket }, clock);
+const transports = createTransports({ Polling, WebSocket }, clock);
 const choices = new Map();
 
 function choiceFor(endpoint) {
@@ -58,6 +60,7 @@ function createSession(endpoint) {
   const session = new Session({
     connect: connectorFor(endpoint),
     clock,
+    resume: handover.take(endpoint),
     tell: (type, detail) => tell(session, type, { ...detail, endpoint }),
   });
   return session;
@@ -73,8 +76,10 @@ const notice = new Banner({
   reload: () => location.reload(),
 });
 
+const dispatch = (type, detail) => dispatchEvent(new CustomEvent(`gateway:${type}`, { detail }));
+
 function tell(session, type, detail) {
-  if (type !== 'status') dispatchEvent(new CustomEvent(`gateway:${type}`, { detail }));
+  if (type !== 'status') dispatch(type, detail);
   if (settings.banner) show(session, type);
 }
 
@@ -126,6 +131,7 @@ const GatewaySocket = defineGatewaySocket({
   baseUrl: () => document.baseURI,
   sessionFor: (url) => pool.get(endpointFor(url)),
   pathOf: (url) => pathOf(url, endpointFor(url)),
+  gap: (url, dropped) => dispatch('gap', { url: url.href, dropped, endpoint: endpointFor(url) }),
   task: createTasks(MessageChannel),
 });
 
@@ -143,12 +149,14 @@ addEventListener(
   'pagehide',
   () => {
     for (const session of pool) session.hide();
+    handover.leave(pool.kept);
   },
   true,
 );
 addEventListener('pageshow', (event) => {
   if (!event.persisted) return;
-  for (const session of pool) session.show();
+  const isOurs = handover.back();
+  for (const session of pool) session.show(isOurs);
 });
 
 // A page may load the script twice: one class, one connection, one banner.

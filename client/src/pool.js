@@ -46,6 +46,12 @@ export class Pool {
     return this.#sessions.get(endpoint) ?? null;
   }
 
+  /** What resumes the sessions in another page: `[endpoint, resume]` of each. */
+  get kept() {
+    const kept = [...this.#sessions].map(([endpoint, { kept: resume }]) => [endpoint, resume]);
+    return kept.filter(([, resume]) => resume);
+  }
+
   [Symbol.iterator]() {
     return [...this.#sessions.values(), ...this.#spent].values();
   }

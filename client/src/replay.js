@@ -3,14 +3,16 @@
 // Knows nothing of connections, channels' states, or clocks: time is an argument.
 
 import { ProtocolError } from './frames.js';
+import { PART_BYTES, Queues } from './queues.js';
 
 export const ACK_AFTER_MS = 1000;
 export const ACK_AFTER_FRAMES = 64;
 export const ACK_AFTER_BYTES = 32 * 1024;
 // How much may be under way without an ack, one frame at least. Our own acks travel behind it: were
 // it more, a gateway that echoes a burst would have to hold all of it before it sees the first one.
-export const WINDOW_FRAMES = 256;
-export const WINDOW_BYTES = 512 * 1024;
+// At 600 ms of round trip it is 1.7 MB, or 1,700 small messages, a second.
+export const WINDOW_FRAMES = 1024;
+export const WINDOW_BYTES = 1024 * 1024;
 // What an ack in front of a batch may add to it.
 export const ACK_SPARE_BYTES = 64;
 
@@ -18,60 +20,74 @@ export const ACK_SPARE_BYTES = 64;
 export function flush(entry) {
   const { flushed } = entry;
   entry.flushed = undefined;
-  flushed?.();
+  flushed?.(entry.bytes);
 }
 
-const lateSize = (entries) => entries.reduce((sum, { late, size }) => sum + (late ? size : 0), 0);
-
 /**
- * Outgoing numbered frames, from the first that is not acknowledged.
+ * Outgoing numbered frames, from the first that is not acknowledged. A frame gets its number when it is first
+ * written; until then it waits in the queue of its channel.
  *
- * An entry is `{frame, size, channel, opens?, late?, flushed?}`: `size` in bytes on the worst wire, `opens`
- * for the frame that opens its channel, `late` for what was queued while there was no connection,
- * `flushed()` is called once, see flush().
+ * An entry is `{frame, size, bytes, channel, flushed?}`: `size` in bytes on the worst wire, `bytes` of the
+ * message in it; `flushed(bytes)` is called once, see flush().
  */
 export class Outbox {
+  #queues = new Queues();
+  // Written, and not acknowledged.
   #entries = [];
   #acked = 0;
-  // Positions in #entries: the next to write on this connection, and the first never written to any.
+  // Position in #entries: the next to write on this connection.
   #next = 0;
-  #fresh = 0;
   // Bytes written on this connection and not acknowledged.
   #flight = 0;
 
-  /** Bytes of the late entries that are still kept. */
-  lateBytes = 0;
+  /** Bytes queued while there was no connection, and not written since. */
+  get lateBytes() {
+    return this.#queues.lateBytes;
+  }
 
   /** Number of frames written at least once, in all, in this session. */
   get sent() {
-    return this.#acked + this.#fresh;
+    return this.#acked + this.#entries.length;
   }
 
-  get waiting() {
-    return this.#entries.length - this.#next;
+  /** Is there anything that may be written? */
+  get isWaiting() {
+    return this.#next < this.#entries.length || !this.#queues.isEmpty;
   }
 
-  push(entry) {
-    this.#entries.push(entry);
-    this.lateBytes += lateSize([entry]);
+  /** What a channel may send before its first grant. */
+  set window(bytes) {
+    this.#queues.window = bytes;
+  }
+
+  /** Queue an item, see Queues. */
+  push(item) {
+    this.#queues.push(item);
+  }
+
+  /** The gateway takes `bytes` more of a channel. */
+  grant(channel, bytes) {
+    this.#queues.grant(channel, bytes);
   }
 
   /**
-   * The next entries to write, in order: as many as fit into `budget` bytes and into the window, but
-   * at least one where nothing is under way.
+   * The next entries to write, in order, none longer than `limit`: as many as fit into `budget` bytes and
+   * into the window, but at least one where nothing is under way.
    */
-  take(budget) {
+  take(budget, limit = PART_BYTES) {
     const batch = [];
     let size = 0;
-    for (const entry of this.#entries.slice(this.#next, WINDOW_FRAMES)) {
-      if (batch.length && size + entry.size > budget) break;
+    while (this.#next < WINDOW_FRAMES) {
+      const old = this.#entries[this.#next];
+      const entry = old ?? this.#queues.peek(limit);
+      if (!entry || (batch.length && size + entry.size > budget)) break;
       if (this.#flight && this.#flight + entry.size > WINDOW_BYTES) break;
-      size += entry.size;
+      if (!old) this.#entries.push(this.#queues.pop());
+      this.#next += 1;
       this.#flight += entry.size;
+      size += entry.size;
       batch.push(entry);
     }
-    this.#next += batch.length;
-    this.#fresh = Math.max(this.#fresh, this.#next);
     return batch;
   }
 
@@ -80,47 +96,40 @@ export class Outbox {
     if (count < this.#acked || count > this.#acked + this.#next) {
       throw new ProtocolError(`an ack of ${count}, between ${this.#acked} and ${this.sent}`);
     }
-    this.#drop(count - this.#acked);
+    const gone = this.#entries.splice(0, count - this.#acked);
+    for (const { size } of gone) this.#flight -= size;
+    this.#acked = count;
+    this.#next -= gone.length;
+    for (const entry of gone) flush(entry);
   }
 
   /** A new connection: whatever is beyond `received` will be written again. */
   rewind(received) {
-    this.#next = this.#fresh;
+    this.#next = this.#entries.length;
     this.acknowledge(received);
     this.#next = this.#flight = 0;
   }
 
-  #drop(count) {
-    const gone = this.#entries.splice(0, count);
-    this.lateBytes -= lateSize(gone);
-    for (const { size } of gone) this.#flight -= size;
-    this.#acked += count;
-    this.#next -= count;
-    this.#fresh -= count;
-    for (const entry of gone) flush(entry);
-  }
-
   /** Is the channel's open frame still waiting for its first connection? */
   neverOpened(channel) {
-    return this.#entries
-      .slice(this.#fresh)
-      .some((entry) => entry.opens && entry.channel === channel);
+    return this.#queues.neverOpened(channel);
   }
 
-  /** Forget what `channel` has queued and no connection has ever carried. */
+  /** Forget what `channel` has queued and no connection has ever carried. Was there anything? */
   withdraw(channel) {
-    const written = this.#entries.slice(0, this.#fresh);
-    const kept = this.#entries.slice(this.#fresh).filter((entry) => entry.channel !== channel);
-    this.#entries = [...written, ...kept];
-    this.lateBytes = lateSize(this.#entries);
+    return this.#queues.withdraw(channel);
   }
 
-  /** A new session: only never-written frames of `channels` are kept; numbers start again. */
+  /** The channel is over: what it has queued is the last of it. */
+  forget(channel) {
+    this.#queues.forget(channel);
+  }
+
+  /** A new session: only what was never written, of `channels`, is kept; numbers start again. */
   restart(channels) {
-    const fresh = this.#entries.slice(this.#fresh);
-    this.#entries = fresh.filter((entry) => channels.has(entry.channel));
-    this.#acked = this.#next = this.#fresh = this.#flight = 0;
-    this.lateBytes = lateSize(this.#entries);
+    this.#queues.keep(channels);
+    this.#entries = [];
+    this.#acked = this.#next = this.#flight = 0;
   }
 }
 

@@ -3,16 +3,21 @@
 // Knows no transport and no DOM: connections, clock and chance are handed in.
 
 import * as frames from './frames.js';
-import { Channel } from './channel.js';
+import { Channel, TOO_BIG } from './channel.js';
+import { PART_BYTES, wireSize } from './queues.js';
 import { ACK_SPARE_BYTES, Inbox, Outbox, flush } from './replay.js';
 
 export const TIMING = Object.freeze({
   // From the start of an attempt to the welcome. Two lost packets of a TCP handshake cost 3 s.
   attemptMs: 10_000,
-  firstRetryMs: 100,
+  // A thousand pages that lose one gateway come back by fours in a millisecond.
+  firstRetryMs: 250,
+  backoffMinMs: 250,
   backoffMs: 500,
   backoffMaxMs: 10_000,
-  backoffMinMs: 250,
+  // A gateway that restarts has its pages back within its grace: so long we try more often.
+  eagerMs: 15_000,
+  eagerMaxMs: 4000,
   // A loss that is healed within this time is not worth a word to the user.
   quietMs: 1000,
   steadyMs: 1000,
@@ -23,18 +28,20 @@ export const TIMING = Object.freeze({
 export const LOST_BUFFER_BYTES = 4 * 1024 * 1024;
 
 const DEFAULT_MAX_PAYLOAD = 1_000_000;
+const DEFAULT_MESSAGE_BYTES = 8 * 1024 * 1024;
 
 const TOO_MUCH = { code: 1008, reason: 'too much was sent while the connection was lost' };
-const TOO_BIG = { code: 1009, reason: 'message too big', report: { code: 1009 } };
 
 /**
  * Full jitter between the floor and a doubling ceiling, in ms; `attempt` counts failures from 1,
- * `random` is in [0, 1). Attempt 0 is the first try after a loss: at once, spread by 100 ms.
+ * `random` is in [0, 1), `lostMs` is for how long there has been no connection. Attempt 0 is the first try after
+ * a loss: at once, spread a little.
  */
-export function retryDelay(attempt, random) {
+export function retryDelay(attempt, random, lostMs) {
   if (attempt === 0) return Math.round(random * TIMING.firstRetryMs);
-  const ceiling = Math.min(TIMING.backoffMaxMs, TIMING.backoffMs * 2 ** (attempt - 1));
-  return Math.round(Math.max(TIMING.backoffMinMs, random * ceiling));
+  const most = lostMs < TIMING.eagerMs ? TIMING.eagerMaxMs : TIMING.backoffMaxMs;
+  const ceiling = Math.min(most, TIMING.backoffMs * 2 ** (attempt - 1));
+  return Math.round(TIMING.backoffMinMs + random * (ceiling - TIMING.backoffMinMs));
 }
 
 /**
@@ -44,6 +51,7 @@ export function retryDelay(attempt, random) {
  * last, `.closed(reason)`; after `end()` or `drop()` it calls none of them.
  *
  * `clock` has `now()`, `wall()`, `setTimeout`, `clearTimeout` and `soon(callback)`.
+ * `resume`, `{session, token, epoch}`, is the session of a page that was here before.
  * `tell(type, detail)` hears 'lost', 'back', 'gap', 'gone', 'transport' and 'status'.
  */
 export class Session {
@@ -52,16 +60,21 @@ export class Session {
   why = '';
   reason = '';
   retryAt = null;
+  /** Bytes that one message may have. */
+  messageBytes = DEFAULT_MESSAGE_BYTES;
   #connect;
   #random;
   #tell;
   #link = null;
   #resume = null;
+  // Until its first welcome, a page that was loaded anew has nothing of the session that it resumes.
+  #isAnew = false;
   #welcomed = false;
   #paused = false;
   #told = false;
   #failures = 0;
   #openedAt = 0;
+  #lostAt = 0;
   #lastChannel = 0;
   #pumping = false;
   #channels = new Map();
@@ -70,16 +83,23 @@ export class Session {
   #inbox = new Inbox();
   #timers = {};
 
-  constructor({ connect, clock, random = Math.random, tell = () => {} }) {
+  constructor({ connect, clock, random = Math.random, tell = () => {}, resume = null }) {
     this.#connect = connect;
     this.clock = clock;
     this.#random = random;
     this.#tell = tell;
+    this.#resume = resume;
+    this.#isAnew = resume !== null;
   }
 
-  /** The session's public id, or null. */
+  /** The session's public id, or null while there is none, or only that of the page before. */
   get id() {
-    return this.#resume?.session ?? null;
+    return this.#isAnew ? null : (this.#resume?.session ?? null);
+  }
+
+  /** What resumes the session in another page, or null. */
+  get kept() {
+    return this.#resume;
   }
 
   get exhausted() {
@@ -108,17 +128,20 @@ export class Session {
 
   // ---- for channels ------------------------------------------------------------------------
 
-  /** Queue a numbered frame. */
-  push(entry) {
-    this.#outbox.push({ ...entry, late: this.state !== 'open' });
+  /** Queue a numbered frame, or a message, see Queues; `item` is ours from now on. */
+  push(item) {
+    item.late = this.state !== 'open';
+    this.#outbox.push(item);
     this.#schedulePump();
   }
 
-  /** Why a message of `size` bytes cannot be taken, as the fields of a close frame, or null. */
-  refusal(size) {
-    if (size + ACK_SPARE_BYTES > this.#maxPayload) return TOO_BIG;
-    const full = this.state !== 'open' && this.#outbox.lateBytes + size > LOST_BUFFER_BYTES;
-    return full ? TOO_MUCH : null;
+  /** Why a message of so many bytes cannot be taken, as the fields of a close frame, or null. */
+  refusal(bytes) {
+    if (bytes > this.messageBytes) return TOO_BIG;
+    if (this.state === 'open') return null;
+    // One message fits always, however large.
+    const { lateBytes } = this.#outbox;
+    return lateBytes && lateBytes + bytes > LOST_BUFFER_BYTES ? TOO_MUCH : null;
   }
 
   /** Take back what was never written; call `close()` if the gateway knows the channel. */
@@ -130,6 +153,7 @@ export class Session {
 
   forget(number) {
     this.#channels.delete(number);
+    this.#outbox.forget(number);
     if (!this.#channels.size) this.#startIdle();
   }
 
@@ -164,11 +188,13 @@ export class Session {
     this.#set('lost', { transport: null });
   }
 
-  /** `pageshow` from the back/forward cache. */
-  show() {
+  /** `pageshow` from the back/forward cache. The session is lost unless it `isOurs`: another page has it. */
+  show(isOurs = true) {
     if (!this.#paused) return;
     this.#paused = false;
     this.#failures = 0;
+    const closed = isOurs ? 0 : this.#stateLost();
+    if (closed) this.#tell('gap', { closed });
     this.#attempt();
     this.#startTimer('tell', TIMING.quietMs, () => this.#tellLost());
   }
@@ -178,7 +204,7 @@ export class Session {
   #attempt() {
     this.#cancelTimer('retry');
     this.#watchIdle();
-    const state = this.#resume || this.#failures ? 'lost' : 'connecting';
+    const state = (this.#resume && !this.#isAnew) || this.#failures ? 'lost' : 'connecting';
     this.#set(state, { retryAt: null });
     this.#startTimer('attempt', TIMING.attemptMs, () => this.#closed('timeout'));
     this.#link = this.#connect({
@@ -191,16 +217,19 @@ export class Session {
   }
 
   #hello() {
-    const resume = this.#resume && { ...this.#resume, received: this.#inbox.received };
-    this.#link.send([frames.control('hello', { v: 1, ...resume })]);
+    const received = this.#resume && !this.#isAnew ? this.#inbox.received : undefined;
+    this.#link.send([frames.control('hello', { v: 1, ...this.#resume, received })]);
   }
 
   #welcome(fields) {
     const { session, token, epoch, resumed, received } = fields;
-    if (resumed && session !== this.id) throw new frames.ProtocolError('another session resumed');
+    if (resumed && session !== this.#resume?.session) throw new frames.ProtocolError('another session resumed');
     if (resumed) this.#outbox.rewind(received);
     const closed = resumed ? 0 : this.#stateLost();
+    this.messageBytes = fields.message ?? DEFAULT_MESSAGE_BYTES;
+    this.#outbox.window = fields.window ?? Infinity;
     this.#resume = { session, token, epoch };
+    this.#isAnew = false;
     this.#inbox.settle();
     this.#nowOpen();
     this.#announceReturn(resumed, closed);
@@ -230,6 +259,7 @@ export class Session {
   /** Close what the lost session knew. Returns how many sockets that were. */
   #stateLost(end) {
     this.#resume = null;
+    this.#isAnew = false;
     const known = [...this.#channels.values()].filter(
       (channel) => !this.#outbox.neverOpened(channel.number),
     );
@@ -245,6 +275,7 @@ export class Session {
     const wasOpen = this.#welcomed;
     // A connection that is welcomed and lost again at once must not be retried without pause.
     const wasSteady = wasOpen && this.clock.now() - this.#openedAt >= TIMING.steadyMs;
+    if (wasSteady || !this.#failures) this.#lostAt = this.clock.now();
     this.#failures = wasSteady ? 0 : this.#failures + 1;
     this.#dropLink();
     this.#scheduleRetry(reason);
@@ -253,7 +284,8 @@ export class Session {
   }
 
   #scheduleRetry(reason) {
-    const delay = retryDelay(this.#failures, this.#random());
+    const lostMs = this.clock.now() - this.#lostAt;
+    const delay = retryDelay(this.#failures, this.#random(), lostMs);
     this.#startTimer('retry', delay, () => this.#attempt());
     this.#set('lost', { reason, transport: null, retryAt: this.clock.wall() + delay });
   }
@@ -311,7 +343,7 @@ export class Session {
   // Also when the connection is lost: a page without sockets does not ask for it any more.
   #goIdle() {
     if (this.state === 'idle' || this.state === 'gone' || this.#paused || this.#channels.size) return;
-    if (this.state === 'open' && this.#outbox.waiting) return this.#startIdle();
+    if (this.state === 'open' && this.#outbox.isWaiting) return this.#startIdle();
     this.#endLink();
     this.#cancelTimer('retry');
     this.#cancelTimer('tell');
@@ -348,7 +380,7 @@ export class Session {
 
   #acknowledged(count) {
     this.#outbox.acknowledge(count);
-    if (this.#outbox.waiting) this.#schedulePump();
+    if (this.#outbox.isWaiting) this.#schedulePump();
   }
 
   #expectWelcome(frame) {
@@ -362,7 +394,25 @@ export class Session {
     const size = typeof data === 'string' ? frames.utf8Length(data) : data.byteLength;
     this.#inbox.count(size, this.clock.now());
     this.#scheduleAck();
-    this.#channels.get(frame.channel)?.receive(frame);
+    if (frame.kind === 'grant') return this.#granted(frame);
+    const channel = this.#channels.get(frame.channel);
+    if (frame.kind === 'close') this.#hungUp(frame.channel, channel?.state);
+    return channel?.receive(frame);
+  }
+
+  // The gateway grants nothing any more to a channel that it has closed: what still waits for a grant
+  // would wait for ever, and our own close behind it.
+  #hungUp(number, state) {
+    const wasWaiting = this.#outbox.withdraw(number);
+    if (!wasWaiting || state === 'open') return;
+    const frame = frames.control('close', {}, number);
+    this.push({ frame, size: wireSize(frame), channel: number });
+  }
+
+  // Also for a channel that is over here: what it has sent before its close is still to arrive.
+  #granted({ channel, fields }) {
+    this.#outbox.grant(channel, fields.bytes);
+    this.#schedulePump();
   }
 
   #scheduleAck() {
@@ -385,7 +435,7 @@ export class Session {
 
   #pump() {
     if (!this.#welcomed || !this.#link.writable || this.#inFlight.length) return;
-    const batch = this.#outbox.take(this.#link.budget);
+    const batch = this.#outbox.take(this.#link.budget, this.#frameBytes);
     const lines = batch.map((entry) => entry.frame);
     if (this.#ackNow(batch.length)) {
       this.#cancelTimer('ack');
@@ -406,11 +456,11 @@ export class Session {
     const sent = this.#inFlight;
     this.#inFlight = [];
     for (const entry of sent) flush(entry);
-    if (this.#outbox.waiting || this.#inbox.due(this.clock.now()) === 0) this.#pump();
+    if (this.#outbox.isWaiting || this.#inbox.due(this.clock.now()) === 0) this.#pump();
   }
 
-  get #maxPayload() {
-    return this.#link?.maxPayload ?? DEFAULT_MAX_PAYLOAD;
+  get #frameBytes() {
+    return Math.min(PART_BYTES, (this.#link.maxPayload ?? DEFAULT_MAX_PAYLOAD) - ACK_SPARE_BYTES);
   }
 
   // ---- status and timers -------------------------------------------------------------------
@@ -443,4 +493,4 @@ export class Session {
   }
 }
 
-const NUMBERED = new Set(['accept', 'refuse', 'close', 'text', 'binary']);
+const NUMBERED = new Set(['accept', 'refuse', 'close', 'text', 'binary', 'grant', 'dropped']);

@@ -1,7 +1,7 @@
 // GatewaySocket: the WebSocket interface, as the WHATWG standard has it, on a channel of a session.
 // Decides what a script sees: arguments, errors, states, events. Knows nothing of the network.
 
-import { utf8Length } from './frames.js';
+import { sizeOf, utf8Length } from './frames.js';
 
 const CONNECTING = 0;
 const OPEN = 1;
@@ -49,8 +49,8 @@ function toProtocols(value) {
 
 /**
  * Make the class for a page. `page` has `DOMException`, `EventTarget`, `Event`, `MessageEvent`,
- * `CloseEvent`, `Blob`, `baseUrl()`, `sessionFor(URL)`, `pathOf(URL)` for the gateway, and `task(callback)`,
- * which runs each callback in a task of its own, in order.
+ * `CloseEvent`, `Blob`, `baseUrl()`, `sessionFor(URL)`, `pathOf(URL)` for the gateway, `gap(URL, count)` for
+ * messages that were dropped, and `task(callback)`, which runs each callback in a task of its own, in order.
  */
 export function defineGatewaySocket(page) {
   const syntaxError = (text) => new page.DOMException(text, 'SyntaxError');
@@ -122,7 +122,7 @@ export function defineGatewaySocket(page) {
       this.#channel = page.sessionFor(parsed).open({
         url: page.pathOf(parsed),
         protocols: offered,
-        sink: this.#sink(),
+        sink: this.#sink(parsed),
       });
     }
 
@@ -165,7 +165,7 @@ export function defineGatewaySocket(page) {
       }
       this.#buffered += size;
       if (this.#state !== OPEN) return;
-      const pass = (value) => this.#channel.send(value, () => (this.#buffered -= size));
+      const pass = (value) => this.#channel.send(value, (bytes) => (this.#buffered -= bytes));
       if (blob) this.#inTurn(async () => pass(new Uint8Array(await data.arrayBuffer())));
       else if (this.#queued) this.#inTurn(() => pass(copied));
       else pass(copied);
@@ -194,10 +194,12 @@ export function defineGatewaySocket(page) {
         });
     }
 
-    #sink() {
+    #sink(url) {
       return {
         accept: (protocol) => page.task(() => this.#opened(protocol)),
         message: (data) => page.task(() => this.#received(data)),
+        // In its place between the messages.
+        dropped: (count) => page.task(() => page.gap(url, count)),
         close: (end) => this.#ended(end),
       };
     }
@@ -272,8 +274,6 @@ export function defineGatewaySocket(page) {
   describe(GatewaySocket);
   return GatewaySocket;
 }
-
-const sizeOf = (data) => (typeof data === 'string' ? utf8Length(data) : data.length);
 
 function fieldsOf(code, reason) {
   if (code === undefined) return {};

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { AVOID_MS, Choice, EARLY_MS, Memory, WHY } from '../src/choice.js';
+import { AVOID_MS, Choice, EARLY_MS, LEARNED_MS, Memory, WHY } from '../src/choice.js';
+import { POST_BYTES } from '../src/limits.js';
 
 class FakeStorage {
   #map = new Map();
@@ -100,11 +101,39 @@ test('a clock that was set back does not prolong the wait', () => {
   assert.equal(choice.wait, AVOID_MS);
 });
 
+test('what long-polling has learned is remembered beside the verdict, for ten minutes', () => {
+  const { choice, again, time } = setup();
+  const { limits } = choice;
+  assert.equal(choice.limits, limits, 'all connections of the page learn together');
+  limits.refused(POST_BYTES);
+  choice.failed('silent');
+  choice.forgive();
+  assert.equal(again().wait, 0);
+  time.now += LEARNED_MS - 1;
+  assert.equal(choice.limits, limits);
+  assert.equal(again().limits.post, POST_BYTES / 2);
+  time.now += 1;
+  assert.equal(choice.limits.post, POST_BYTES);
+  assert.equal(again().limits.post, POST_BYTES);
+});
+
+test('what was learned is forgotten when the clock was set back behind it', () => {
+  const { choice, again, time } = setup();
+  choice.limits.refused(POST_BYTES);
+  time.now -= 1;
+  assert.equal(again().limits.post, POST_BYTES);
+});
+
 test('what another script has left under our key is ignored', () => {
-  for (const junk of ['', '{', 'null', '{"until":"x"}', '{"until":9e9,"why":1}']) {
+  for (const junk of [
+    '', '{', 'null', '[]', '"x"', '{"until":9e9,"why":"old"}', '{"verdict":{"until":"x"}}', '{"verdict":7,"learned":7}',
+    '{"verdict":{"until":9e9,"why":1}}', '{"learned":{"at":1000,"post":1}}', '{"learned":{"post":65536,"answer":1e6}}',
+  ]) {
     const storage = new FakeStorage();
     storage.setItem('gateway:transport http://a/', junk);
-    assert.equal(setup({ storage }).choice.wait, 0, junk);
+    const { choice } = setup({ storage });
+    assert.equal(choice.wait, 0, junk);
+    assert.equal(choice.limits.post, POST_BYTES, junk);
   }
 });
 

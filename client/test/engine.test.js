@@ -277,7 +277,7 @@ test('a page that was asleep while the probe was answered takes the answer', () 
       this.failed = true;
     }
   }
-  const [, Upgrade] = createTransports({ XHR: Nothing, WebSocket: Nothing }, clock);
+  const [, Upgrade] = createTransports({ Polling: Nothing, WebSocket: Nothing }, clock);
   for (const [asleep, failed] of [[0, true], [60_000, undefined]]) {
     const probe = new Upgrade();
     probe.opts = { watch: {} };
@@ -330,6 +330,5 @@ test('an endpoint becomes options of engine.io-client', () => {
     secure: true,
     path: '/a/b/',
     withCredentials: true,
-    timestampParam: 'once',
   });
 });

@@ -15,8 +15,8 @@ const name = (vector) => JSON.stringify(vector.frame ?? vector.hex).slice(0, 60)
 const ENCODE = {
   ack: ({ count }) => frames.ack(count),
   bye: () => frames.BYE,
-  text: ({ channel, text }) => frames.text(channel, text),
-  binary: ({ channel, data }) => frames.binary(channel, fromHex(data)),
+  text: ({ channel, text, more }) => frames.text(channel, text, more),
+  binary: ({ channel, data, more }) => frames.binary(channel, fromHex(data), more),
 };
 
 function expected({ frame, hex, data, ...rest }) {

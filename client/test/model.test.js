@@ -16,29 +16,59 @@ mock.method(console, 'warn', () => {}); // each refusal says why
 
 class Page {
   sockets = [];
+  past = [];
+  opened = 0;
   told = [];
 
   constructor(seed) {
     this.chance = chanceOf(seed);
     this.clock = new FakeClock();
-    this.gateway = new ModelGateway(this.clock);
+    this.gateway = new ModelGateway(this.clock, this.chance);
     this.network = new ModelNetwork(this.clock, this.chance, this.gateway);
-    this.session = new Session({
+    this.session = this.#create(null);
+  }
+
+  #create(resume) {
+    return new Session({
       connect: this.network.connect,
       clock: this.clock,
       random: this.chance.random,
       tell: (type, detail) => this.told.push([type, detail]),
+      resume,
     });
   }
 
+  /** A new page in the place of this one: of the old sockets nobody hears any more. */
+  reload() {
+    this.session.hide();
+    this.past.push(...this.sockets.splice(0));
+    this.session = this.#create(this.session.kept);
+    this.open();
+  }
+
+  /** Another page at the same path, with this session, and back: this one finds it gone. */
+  visit() {
+    const { session, sockets } = this;
+    session.hide();
+    this.session = this.#create(session.kept);
+    this.sockets = [];
+    this.open();
+    this.clock.pass(this.chance.below(3000));
+    this.session.hide();
+    this.past.push(...this.sockets);
+    Object.assign(this, { session, sockets });
+    session.show(false);
+  }
+
   open(refused = false) {
-    const path = `/${this.sockets.length}`;
+    const path = `/${this.opened++}`;
     const log = { path, refused, number: null, over: false, atServer: [], fromServer: [] };
     const socket = { log, sent: [], heard: [], accepts: 0, ends: [] };
     this.gateway.logs.set(path, log);
     const sink = {
       accept: () => (socket.accepts += 1),
       message: (data) => socket.heard.push(data),
+      dropped: (count) => socket.heard.push(`dropped ${count}`),
       close: (end) => socket.ends.push(end),
     };
     socket.channel = this.session.open({ url: path, protocols: [], sink });
@@ -47,7 +77,8 @@ class Page {
 
   send(socket) {
     if (socket.channel.state !== 'open') return;
-    const text = `${socket.sent.length}${'x'.repeat(this.chance.below(200))}`;
+    const filler = this.chance.pick(['x', '😀', '\x1e\\']);
+    const text = `${socket.sent.length}${filler.repeat(this.chance.below(this.chance.pick([200, 200, 1500])))}`;
     const bytes = new TextEncoder().encode(text);
     const isBinary = this.chance.below(3) === 0;
     socket.sent.push(isBinary ? `bytes ${bytes}` : text);
@@ -66,8 +97,10 @@ class Page {
       () => this.open(chance.below(2) === 0),
       () => this.send(socket),
       () => { for (let i = chance.below(20); i > 0; i--) this.send(socket); },
-      () => gateway.say(socket.log, `${socket.log.fromServer.length}`),
-      () => { for (let i = chance.below(90); i > 0; i--) gateway.say(socket.log, `${socket.log.fromServer.length}`); },
+      () => gateway.say(socket.log, [`${socket.log.fromServer.length}`]),
+      () => { for (let i = chance.below(90); i > 0; i--) gateway.say(socket.log, [`${socket.log.fromServer.length}`]); },
+      () => gateway.say(socket.log, ['a', '', `${socket.log.fromServer.length}`], chance.below(3)),
+      () => gateway.drop(socket.log, 1 + chance.below(9)),
       () => gateway.hangUp(socket.log),
       () => { this.send(socket); socket.closed = true; socket.channel.close({ code: 1000 }); },
       () => network.cut(),
@@ -81,6 +114,9 @@ class Page {
       () => session.show(),
       () => { session.hide(); session.show(); },
       () => chance.below(4) || gateway.forget(),
+      () => gateway.restart(chance.below(6000)),
+      () => chance.below(3) || this.reload(),
+      () => chance.below(6) || this.visit(),
       () => chance.below(6) || gateway.end(chance.below(2) === 0),
     ];
     chance.pick(moves)();
@@ -89,19 +125,21 @@ class Page {
 
   /** The weather clears up. */
   heal() {
+    for (const { log } of this.live) this.gateway.finish(log);
+    this.clock.pass(6000);
     this.network.broken = false;
     this.network.slow = 20;
     this.network.cut();
     this.session.show();
     this.session.retry();
-    this.clock.pass(2 * TIMING.attemptMs + CLOSE_WAIT_MS);
+    this.clock.pass(4 * TIMING.attemptMs + CLOSE_WAIT_MS);
   }
 }
 
 const isPrefix = (part, whole) => part.every((value, index) => value === whole[index]);
 
 function checkOrder(page) {
-  for (const { log, sent, heard, accepts, ends } of page.sockets) {
+  for (const { log, sent, heard, accepts, ends } of [...page.sockets, ...page.past]) {
     assert.ok(isPrefix(log.atServer, sent), `${log.path}: ${log.atServer} of ${sent}`);
     assert.ok(isPrefix(heard, log.fromServer), `${log.path}: ${heard} of ${log.fromServer}`);
     assert.ok(accepts <= 1 && ends.length <= 1, log.path);
@@ -118,7 +156,7 @@ function checkHealed(page) {
   }
   for (const { log, sent, heard, closed, ends: [end] } of page.sockets) {
     if (end?.clean && end.code === 1000) assert.deepEqual(log.atServer, sent);
-    if (end?.code === 4000 && !closed) assert.deepEqual(heard, log.fromServer);
+    if ([1012, 4000].includes(end?.code) && !closed) assert.deepEqual(heard, log.fromServer);
   }
   for (const { unacknowledged, link } of page.gateway.sessions.values()) {
     if (link) assert.equal(unacknowledged, 0);

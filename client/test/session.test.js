@@ -4,17 +4,19 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { CLOSE_WAIT_MS } from '../src/channel.js';
 import { MAX_CHANNEL } from '../src/frames.js';
-import { WINDOW_FRAMES } from '../src/replay.js';
+import { FRAME_COST, PART_BYTES } from '../src/queues.js';
+import { WINDOW_BYTES, WINDOW_FRAMES } from '../src/replay.js';
 import { LOST_BUFFER_BYTES, Session, TIMING, retryDelay } from '../src/session.js';
 import { FakeClock } from './support/clock.js';
+import { chanceOf } from './support/model.js';
 import { FakeNetwork, welcome } from './support/wire.js';
 
-function setup({ random = 0.5 } = {}) {
+function setup({ random = 0.5, resume } = {}) {
   const clock = new FakeClock();
   const network = new FakeNetwork();
   const told = [];
   const tell = (type, detail) => type !== 'status' && told.push([type, detail]);
-  const session = new Session({ connect: network.connect, clock, random: () => random, tell });
+  const session = new Session({ connect: network.connect, clock, random: typeof random === 'number' ? () => random : random, tell, resume });
   return { clock, network, told, session };
 }
 
@@ -23,18 +25,19 @@ function openSocket(session, { url = '/x', protocols = [] } = {}) {
   const sink = {
     accept: (protocol) => heard.push(['accept', protocol]),
     message: (data) => heard.push(['message', data]),
+    dropped: (count) => heard.push(['dropped', count]),
     close: ({ code, reason, clean, failed }) => heard.push(['close', code, reason, clean, failed]),
   };
   return { channel: session.open({ url, protocols, sink }), heard };
 }
 
-/** One accepted channel on an open session. `link` is the connection. */
-function opened(options) {
+/** One accepted channel on an open session. `link` is the connection, `limits` goes into the welcome. */
+function opened({ limits, ...options } = {}) {
   const parts = setup(options);
   const socket = openSocket(parts.session);
   const { link } = parts.network;
   link.open();
-  link.receive(welcome());
+  link.receive(welcome(limits));
   parts.clock.settle();
   link.drain();
   link.receive('A1{"protocol":""}');
@@ -278,15 +281,80 @@ test('the gateway ends the session for good: nothing is tried until somebody ask
 
 test('the delays stay within their bounds', () => {
   for (const random of [0, 0.3, 0.999]) {
-    const first = retryDelay(0, random);
+    const first = retryDelay(0, random, 0);
     assert.ok(first >= 0 && first <= TIMING.firstRetryMs);
     for (let attempt = 1; attempt < 40; attempt++) {
-      const ceiling = Math.min(10_000, 500 * 2 ** (attempt - 1));
-      const delay = retryDelay(attempt, random);
-      assert.ok(delay >= 250 && delay <= Math.max(250, ceiling), `${attempt}: ${delay}`);
+      for (const [lostMs, most] of [[0, 4000], [14_999, 4000], [15_000, 10_000]]) {
+        const ceiling = Math.min(most, 500 * 2 ** (attempt - 1));
+        const delay = retryDelay(attempt, random, lostMs);
+        assert.ok(delay >= 250 && delay <= ceiling, `${attempt}: ${delay}`);
+      }
     }
   }
-  assert.ok(retryDelay(20, 0.999) > 9000);
+  assert.ok(retryDelay(20, 0.999, 60_000) > 9000);
+});
+
+test('the delays of many are spread over all of their range', () => {
+  const { random } = chanceOf(1);
+  for (let attempt = 1; attempt < 6; attempt++) {
+    const delays = new Set(Array.from({ length: 200 }, () => retryDelay(attempt, random(), 0)));
+    assert.ok(delays.size > 120, `${attempt}: ${delays.size}`);
+  }
+});
+
+/** The times at which a page that loses a gateway tries to connect, in ms after the loss. */
+function attempts(random, forMs, failsAfterMs) {
+  const { clock, network, link, session } = opened({ random });
+  const lostAt = clock.now();
+  link.close();
+  const times = [];
+  while (clock.now() - lostAt < forMs) {
+    clock.pass(session.retryAt - clock.wall());
+    times.push(clock.now() - lostAt);
+    clock.pass(failsAfterMs);
+    network.link.close();
+  }
+  return times;
+}
+
+for (const failsAfterMs of [0, 1000]) {
+  test(`a gateway that is away for 3 s has its pages back in 8.1 s; attempts that fail take ${failsAfterMs} ms`, () => {
+    for (let i = 0; i < 200; i++) {
+      const chance = chanceOf(i);
+      const times = attempts(chance.random, 3000, failsAfterMs);
+      assert.ok(times.at(-1) <= 3000 + TIMING.eagerMaxMs + failsAfterMs, `${times}`);
+    }
+  });
+}
+
+test('within the first 15 s no page waits longer than 4 s, afterwards none longer than 10 s', () => {
+  for (const random of [() => 0, () => 0.999, chanceOf(1).random]) {
+    const times = attempts(random, 60_000, 0);
+    const waits = times.map((time, i) => [time - (times[i - 1] ?? 0), times[i - 1] ?? 0]);
+    for (const [wait, since] of waits) assert.ok(wait <= (since < 15_000 ? 4000 : 10_000), `${wait} at ${since}`);
+  }
+});
+
+test('a page that never was connected tries as often', () => {
+  const { clock, network, session } = setup({ random: 0.999 });
+  clock.pass(3_600_000);
+  openSocket(session);
+  const { link } = network;
+  const began = clock.now();
+  link.close();
+  while (clock.now() - began < 10_000) {
+    const wait = session.retryAt - clock.wall();
+    assert.ok(wait <= TIMING.eagerMaxMs, `${wait}`);
+    clock.pass(wait);
+    network.link.close();
+  }
+});
+
+test('of a thousand pages that lose one gateway no 50 ms see more than a quarter', () => {
+  const times = Array.from({ length: 1000 }, (_, i) => attempts(chanceOf(i).random, 3000, 0)).flat();
+  const slots = new Map();
+  for (const time of times) slots.set(Math.floor(time / 50), (slots.get(Math.floor(time / 50)) ?? 0) + 1);
+  assert.ok(Math.max(...slots.values()) < 250, `${[...slots]}`);
 });
 
 test('a quick resume is silent', () => {
@@ -637,43 +705,35 @@ test('a connection that comes and goes does not raise the limit', () => {
   assert.deepEqual(heard, [['close', 1006, '', false, true]]);
 });
 
-test('a message that no POST can carry ends its channel with 1009', () => {
-  const { clock, channel, link, heard } = opened();
-  channel.send('x'.repeat(link.maxPayload));
+test('a message that is longer than the gateway takes ends its channel with 1009', () => {
+  const { clock, channel, link, heard } = opened({ limits: { message: 500 } });
+  channel.send('x'.repeat(500));
+  channel.send(`${'x'.repeat(498)}€`);
   clock.settle();
   assert.deepEqual(heard, [['close', 1009, '', false, true]]);
-  assert.match(link.read()[0], /^C1\{"code":1009/);
+  assert.match(link.read().join(' '), /^1:x{500} C1\{"code":1009/);
 });
 
-test('what was sent before a message that is too big still arrives', () => {
+test('a frame leaves room for the ack that may travel with it', () => {
   const { clock, channel, link } = opened();
-  channel.send('before');
-  channel.send('x'.repeat(link.maxPayload));
-  clock.settle();
-  assert.match(link.read().join(' '), /^1:before C1\{"code":1009/);
-});
-
-test('a message leaves room for the ack that may travel with it', () => {
-  const { clock, channel, link, heard } = opened();
+  link.budget = link.maxPayload - 64;
   link.receive('1:x');
-  channel.send('x'.repeat(link.maxPayload - 70));
-  channel.send('x'.repeat(link.maxPayload - 66));
+  channel.send('x'.repeat(3000));
   clock.settle();
-  assert.deepEqual(heard.at(-1), ['close', 1009, '', false, true]);
   const bytes = link.read().reduce((sum, frame) => sum + frame.length + 2, 0);
-  assert.ok(bytes <= link.maxPayload, `${bytes}`);
+  assert.ok(bytes > link.maxPayload - 100 && bytes <= link.maxPayload, `${bytes}`);
 });
 
 test('a message counts as flushed when its batch has left', () => {
   const { clock, channel, link } = opened();
   let flushed = 0;
-  channel.send('a', () => flushed++);
+  channel.send('ä', (bytes) => (flushed += bytes));
   clock.settle();
   assert.equal(flushed, 0);
   link.drain();
-  assert.equal(flushed, 1);
+  assert.equal(flushed, 2);
   link.receive('+2');
-  assert.equal(flushed, 1);
+  assert.equal(flushed, 2);
 });
 
 test('a connection that has no room yet gets nothing more', () => {
@@ -730,6 +790,319 @@ test('channel numbers are used up once', () => {
   assert.equal(session.exhausted, false);
   for (let i = 0; i < MAX_CHANNEL; i++) openSocket(session).channel.close({});
   assert.equal(session.exhausted, true);
+});
+
+// ---- parts, grants, drops -------------------------------------------------------------------
+
+test('a long message travels in parts, and short ones of other channels between them', () => {
+  const { clock, channel, link, session } = opened();
+  const other = openSocket(session);
+  clock.settle();
+  link.drain();
+  link.receive('A2{"protocol":""}');
+  link.read();
+  link.maxPayload = link.budget = 1_000_000;
+  const text = '😀'.repeat(20_000);
+  let left = 0;
+  channel.send(text, (bytes) => (left += bytes));
+  channel.send('after');
+  other.channel.send('quick');
+  clock.settle();
+  const sent = link.read().filter((frame) => frame[0] !== '+');
+  assert.deepEqual(sent.map((frame) => frame.slice(0, 2)), ['1.', '2:', '1.', '1:', '1:']);
+  for (const frame of sent) assert.ok(Buffer.byteLength(frame) <= PART_BYTES);
+  const own = sent.filter((frame) => frame.startsWith('1')).map((frame) => frame.slice(2));
+  assert.deepEqual([own.slice(0, 3).join(''), own[3]], [text, 'after']);
+  assert.equal(left, 0);
+  link.drain();
+  assert.equal(left, 80_000);
+});
+
+test('a long message that is lost half-way goes on where the gateway stands', () => {
+  const parts = opened();
+  const { clock, channel, link } = parts;
+  link.maxPayload = link.budget = 34_000;
+  channel.send('x'.repeat(100_000));
+  clock.settle();
+  link.drain();
+  link.drain();
+  assert.equal(link.read().length, 3);
+  const next = reconnected(parts);
+  next.maxPayload = next.budget = 1_000_000;
+  next.read();
+  // The gateway has O1 and the first part.
+  next.receive(welcome({ resumed: true, received: 2 }));
+  clock.settle();
+  const sent = next.read();
+  assert.deepEqual(sent.map((frame) => frame.slice(0, 2)), ['1.', '1.', '1:']);
+  assert.equal(sent.reduce((sum, frame) => sum + frame.length - 2, 0), 100_000 - (PART_BYTES - 7));
+});
+
+test('parts are joined, text and binary, with other channels between them', () => {
+  const { clock, link, heard, session } = opened();
+  const other = openSocket(session);
+  clock.settle();
+  link.receive('A2{"protocol":""}', '1.a', '2:quick', '1,\\e', '1:c', '1.', '1:');
+  link.receive(new Uint8Array([0, 1, 7, 8]), '2:again', new Uint8Array([0, 1]), new Uint8Array([1, 9]), '1:d');
+  assert.deepEqual(heard.map(([, data]) => data), ['a\x1ec', '', new Uint8Array([7, 8, 9]), 'd']);
+  assert.deepEqual(other.heard.slice(1), [['message', 'quick'], ['message', 'again']]);
+});
+
+test('a message in parts survives the connection', () => {
+  const parts = opened();
+  parts.link.receive('1.one ', '1.two ');
+  const next = reconnected(parts);
+  assert.equal(next.hello().received, 3);
+  next.receive(welcome({ resumed: true, received: 1 }), '1:three');
+  assert.deepEqual(parts.heard, [['message', 'one two three']]);
+});
+
+test('parts of two kinds are an error', () => {
+  const { link, heard } = opened();
+  link.receive('1.a', new Uint8Array([1, 2]));
+  assert.deepEqual(heard, [LOST]);
+  assert.ok(link.dropped);
+});
+
+test('a message that never ends is ended at the limit, with 1009, and only its channel', () => {
+  const { clock, link, heard, session } = opened({ limits: { message: 9 } });
+  const other = openSocket(session);
+  clock.settle();
+  link.drain();
+  link.read();
+  link.receive('A2{"protocol":""}', '1.€€€', '1.x', '1:y', '2:z');
+  clock.settle();
+  assert.deepEqual(heard, [['close', 1009, '', false, true]]);
+  assert.match(link.read().join(' '), /C1\{"code":1009/);
+  assert.deepEqual(other.heard.at(-1), ['message', 'z']);
+});
+
+test('a channel sends its window, then what it is granted; another one does not wait for it', () => {
+  const { clock, channel, link, session } = opened({ limits: { window: 3 * (FRAME_COST + 1) } });
+  const other = openSocket(session);
+  clock.settle();
+  link.drain();
+  link.receive('A2{"protocol":""}');
+  clock.settle();
+  link.drain();
+  link.read();
+  for (let i = 0; i < 5; i++) channel.send(`${i}`);
+  other.channel.send('x');
+  clock.settle();
+  assert.deepEqual(link.read().filter((frame) => frame[0] !== '+'), ['1:0', '2:x', '1:1', '1:2']);
+  link.drain();
+  assert.deepEqual(link.read(), []);
+  link.receive('G1{"bytes":1}');
+  clock.settle();
+  assert.deepEqual(link.read().filter((frame) => frame[0] !== '+'), ['1:3']);
+  link.drain();
+  link.receive(`G1{"bytes":${2 * FRAME_COST}}`);
+  clock.settle();
+  assert.deepEqual(link.read().filter((frame) => frame[0] !== '+'), ['1:4']);
+});
+
+test('what was sent before a close arrives, though it has to wait for a grant', () => {
+  const { clock, channel, link, heard } = opened({ limits: { window: 1 } });
+  channel.send('a');
+  channel.send('b');
+  channel.close({ code: 1000 });
+  clock.settle();
+  assert.deepEqual(link.read(), ['1:a']);
+  link.drain();
+  clock.pass(3 * CLOSE_WAIT_MS);
+  assert.deepEqual(heard, []);
+  link.receive('G1{"bytes":1000}');
+  clock.settle();
+  assert.deepEqual(link.read().slice(-2), ['1:b', 'C1{"code":1000}']);
+});
+
+test('a channel that the gateway closes is answered at once, though it is out of credit', () => {
+  const { clock, channel, link, heard } = opened({ limits: { window: 1 } });
+  for (const text of ['a', 'b', 'c']) channel.send(text);
+  clock.settle();
+  link.drain();
+  link.read();
+  link.receive('C1{"code":4000}');
+  clock.settle();
+  assert.deepEqual(heard, [['close', 4000, '', true, false]]);
+  assert.deepEqual(link.read(), ['+2', 'C1{"code":4000}']);
+});
+
+test('so is one that we have closed, but could not say so for lack of credit', () => {
+  for (const isForgotten of [false, true]) {
+    const { clock, channel, link } = opened({ limits: { window: 1 } });
+    for (const text of ['a', 'b', 'c']) channel.send(text);
+    channel.close({ code: 1000 });
+    if (isForgotten) channel.fail();
+    clock.settle();
+    link.drain();
+    link.read();
+    link.receive('C1{"code":4000}');
+    clock.settle();
+    assert.deepEqual(link.read(), ['+2', 'C1{}']);
+  }
+});
+
+test('a resume counts nothing twice against the credit of a channel', () => {
+  const parts = opened({ limits: { window: 2 * (FRAME_COST + 1) } });
+  const { clock, channel } = parts;
+  for (const text of ['a', 'b', 'c']) channel.send(text);
+  clock.settle();
+  const next = reconnected(parts);
+  next.read();
+  next.receive(welcome({ resumed: true, received: 1, window: 1 }));
+  clock.settle();
+  assert.deepEqual(next.read(), ['1:a', '1:b']);
+});
+
+test('a gateway that names no window grants nothing, and needs not', () => {
+  const { clock, channel, link } = opened();
+  link.budget = 10_000_000;
+  for (let i = 0; i < 60; i++) channel.send('x'.repeat(1900));
+  link.receive('+1');
+  clock.settle();
+  assert.equal(link.read().length, 60);
+});
+
+test('a channel that is out of credit does not keep a page without sockets connected', () => {
+  const { clock, channel, link, session } = opened({ limits: { window: 1 } });
+  channel.send('a');
+  channel.send('b');
+  channel.close({});
+  clock.settle();
+  link.drain();
+  channel.fail();
+  clock.pass(TIMING.idleMs);
+  assert.equal(session.state, 'idle');
+  assert.equal(link.ended, 'B');
+});
+
+test('dropped messages are heard of where they are missing', () => {
+  const { link, heard } = opened();
+  link.receive('1:a', 'D1{"messages":3}', '1:b');
+  assert.deepEqual(heard, [['message', 'a'], ['dropped', 3], ['message', 'b']]);
+});
+
+test('no more bytes than the window are under way without an ack', () => {
+  const { clock, channel, link } = opened();
+  link.maxPayload = link.budget = 100_000_000;
+  link.receive('+1');
+  channel.send('x'.repeat(5_000_000));
+  clock.settle();
+  const bytes = link.read().reduce((sum, frame) => sum + frame.length, 0);
+  assert.ok(bytes <= WINDOW_BYTES && bytes > WINDOW_BYTES - PART_BYTES, `${bytes}`);
+});
+
+test('one message is taken while the connection is lost, however long', () => {
+  const { channel, link, heard } = opened();
+  link.close();
+  channel.send('x'.repeat(LOST_BUFFER_BYTES + 1));
+  assert.deepEqual(heard, []);
+  channel.send('x');
+  assert.deepEqual(heard, [FAILED]);
+});
+
+// ---- a page in the place of another ---------------------------------------------------------
+
+const BEFORE = { session: 's0', token: 't0', epoch: 'e0' };
+
+test('a page that was loaded anew resumes the session and counts from 0', () => {
+  const { clock, network, session, told } = setup({ resume: BEFORE });
+  const { heard } = openSocket(session);
+  assert.deepEqual([session.state, session.id], ['connecting', null]);
+  const { link } = network;
+  link.open();
+  assert.deepEqual(link.hello(), { v: 1, ...BEFORE });
+  link.receive(welcome({ session: 's0', resumed: true, token: 't1' }));
+  clock.settle();
+  assert.deepEqual(link.read(), ['O1{"url":"/x","protocols":[]}']);
+  link.receive('A1{"protocol":""}', '1:x', '+1');
+  assert.deepEqual(heard, [['accept', ''], ['message', 'x']]);
+  assert.deepEqual(told.map(([type]) => type), ['transport']);
+  assert.deepEqual(session.kept, { session: 's0', token: 't1', epoch: 'e1' });
+  clock.pass(TIMING.steadyMs);
+  link.close();
+  clock.pass(TIMING.firstRetryMs);
+  network.link.open();
+  assert.deepEqual(network.link.hello(), { v: 1, session: 's0', token: 't1', epoch: 'e1', received: 2 });
+});
+
+test('a page that was loaded anew, and whose welcome is lost, asks the same again', () => {
+  const { clock, network, session } = setup({ resume: BEFORE });
+  openSocket(session);
+  network.link.open();
+  network.link.close();
+  clock.pass(TIMING.backoffMs);
+  network.link.open();
+  assert.deepEqual(network.link.hello(), { v: 1, ...BEFORE });
+});
+
+test('a page that was loaded anew, too late: a new session, and nothing to tell', () => {
+  const { clock, network, session, told } = setup({ resume: BEFORE });
+  const { heard } = openSocket(session);
+  const { link } = network;
+  link.open();
+  link.read();
+  link.receive(welcome({ session: 's9' }));
+  clock.settle();
+  assert.deepEqual([session.id, heard, link.read().length], ['s9', [], 1]);
+  assert.deepEqual(told.map(([type]) => type), ['transport']);
+});
+
+test('back from the cache, but another page has the session: the sockets of before are closed', () => {
+  const { clock, network, session, heard, told } = opened();
+  session.hide();
+  session.show(false);
+  assert.deepEqual(heard, [LOST]);
+  assert.deepEqual(told.map(([type, { closed }]) => [type, closed]), [['gap', 1]]);
+  const next = openSocket(session);
+  network.link.open();
+  assert.deepEqual(network.link.hello(), { v: 1 });
+  network.link.receive(welcome({ session: 's2' }));
+  clock.settle();
+  network.link.receive('A2{"protocol":""}');
+  assert.deepEqual(next.heard, [['accept', '']]);
+});
+
+// ---- a gateway that restarts ----------------------------------------------------------------
+
+test('a gateway that restarts with what it kept: all that was under way, then 1012; the session goes on', () => {
+  const parts = opened();
+  const { clock, channel, heard, session, link, told } = parts;
+  link.receive('1:before');
+  channel.send('a');
+  clock.settle();
+  const next = reconnected(parts);
+  next.read();
+  next.receive(welcome({ resumed: true, received: 1, token: 't2', epoch: 'e2' }), '1:after', 'C1{"code":1012,"reason":"restart"}');
+  clock.settle();
+  assert.deepEqual(heard, [['message', 'before'], ['message', 'after'], ['close', 1012, 'restart', true, false]]);
+  assert.deepEqual(next.read(), ['+4', '1:a', 'C1{"code":1012,"reason":"restart"}']);
+  const again = openSocket(session);
+  next.drain();
+  clock.settle();
+  assert.deepEqual(next.read(), ['O2{"url":"/x","protocols":[]}']);
+  next.receive('A2{"protocol":""}', '2:new');
+  assert.deepEqual(again.heard, [['accept', ''], ['message', 'new']]);
+  assert.deepEqual([session.id, session.kept.epoch], ['s1', 'e2']);
+  assert.deepEqual(told.map(([type]) => type), ['transport']);
+});
+
+test('sockets that are opened while the gateway stops are opened at the next one', () => {
+  const parts = opened();
+  const { clock, session, link } = parts;
+  link.receive('C1{"code":1012}');
+  const again = openSocket(session);
+  clock.settle();
+  // It is written, but nobody is there to read it.
+  assert.ok(link.read().some((frame) => frame.startsWith('O2')));
+  const next = reconnected(parts);
+  next.read();
+  next.receive(welcome({ resumed: true, received: 1, epoch: 'e2' }));
+  clock.settle();
+  assert.deepEqual(next.read().map((frame) => frame.slice(0, 2)), ['C1', 'O2']);
+  next.receive('A2{"protocol":""}');
+  assert.deepEqual(again.heard, [['accept', '']]);
 });
 
 // ---- the page -------------------------------------------------------------------------------

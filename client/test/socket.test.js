@@ -359,6 +359,20 @@ test('bufferedAmount counts UTF-8 bytes until they have left, and grows after th
   assert.equal(channel.sent.length, 2);
 });
 
+test('dropped messages are told to the page, in their place', () => {
+  const { socket, channel, run, gaps } = opened();
+  const events = listen(socket);
+  channel.sink.message('a');
+  channel.sink.dropped(3);
+  channel.sink.message('b');
+  run(1);
+  assert.deepEqual([events.length, gaps.length], [1, 0]);
+  run(1);
+  assert.deepEqual(gaps, [[socket.url, 3]]);
+  run();
+  assert.deepEqual(events.map(({ data }) => data), ['a', 'b']);
+});
+
 // ---- handlers -------------------------------------------------------------------------------
 
 test('on-handlers and listeners run in the order in which they were first set', () => {

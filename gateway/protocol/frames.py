@@ -14,9 +14,10 @@ from typing import Any, TypeAlias
 from .payloads import SEPARATOR
 
 LAST_CHANNEL = 46_655  # "zzz" in base 36: three characters, so that a data frame costs four at most
+PART = b"\0"  # before the channel number of a binary part, of which more follows
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _CHANNEL = re.compile(r"[1-9a-z][0-9a-z]{0,2}")
-_TEXT = re.compile(r"([1-9a-z][0-9a-z]{0,2})([:;])")
+_TEXT = re.compile(r"([1-9a-z][0-9a-z]{0,2})([:;.,])")
 _COUNT = re.compile(r"0|[1-9][0-9]{0,15}")
 _ESCAPE = re.compile(r"\\(.?)", re.DOTALL)
 _MAX_CONTROL = 16_384  # characters; a URL and some subprotocols, not a message
@@ -29,12 +30,15 @@ class FrameError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """The part of a hello that asks for an existing session."""
+    """The part of a hello that asks for an existing session.
+
+    `received` is None for a page that was loaded anew: it has nothing of what was before.
+    """
 
     session: str
     token: str
     epoch: str
-    received: int
+    received: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,8 @@ class Welcome:
     resumed: bool
     received: int
     grace: int  # ms
+    message: int  # bytes of one message
+    window: int  # bytes that may be sent on a new channel before the first grant
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +102,28 @@ class Close:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would make each of them cost twice as much
 class Data:
+    """A message, or with `more` a part of one: the last part has none."""
+
     channel: int
     data: str | bytes
+    more: bool = False
 
 
-Frame: TypeAlias = Hello | Welcome | Ack | Bye | End | Open | Accept | Refuse | Close | Data
+@dataclass(frozen=True, slots=True)
+class Grant:
+    channel: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    channel: int
+    messages: int
+
+
+Frame: TypeAlias = Hello | Welcome | Ack | Bye | End | Open | Accept | Refuse | Close | Data | Grant | Dropped
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -126,14 +147,25 @@ def _json(**fields: object) -> str:
 
 
 def text_frame(prefix: str, text: str) -> str:
-    """A text message; `prefix` is the `channel_text`."""
+    """A text message, or its last part; `prefix` is the `channel_text`."""
     if SEPARATOR not in text:
         return f"{prefix}:{text}"
-    return f"{prefix};" + text.replace("\\", "\\\\").replace(SEPARATOR, "\\e")
+    return f"{prefix};{_escaped(text)}"
+
+
+def text_part(prefix: str, text: str) -> str:
+    """A part of a text message, of which more follows."""
+    if SEPARATOR not in text:
+        return f"{prefix}.{text}"
+    return f"{prefix},{_escaped(text)}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace(SEPARATOR, "\\e")
 
 
 def binary_prefix(channel: int) -> bytes:
-    """The channel number as LEB128, which stands before a binary message."""
+    """The channel number as LEB128, which stands before a binary message. After `PART` it begins a part."""
     out = bytearray()
     while channel > 0x7F:
         out.append(channel & 0x7F | 0x80)
@@ -145,19 +177,21 @@ def binary_prefix(channel: int) -> bytes:
 def encode(frame: Frame) -> str | bytes:
     """The wire form of a frame. Channels encode their data with `text_frame` themselves."""
     match frame:
-        case Data(channel, str() as text):
-            return text_frame(channel_text(channel), text)
-        case Data(channel, bytes() as data):
-            return binary_prefix(channel) + data
+        case Data(channel, str() as text, more):
+            return (text_part if more else text_frame)(channel_text(channel), text)
+        case Data(channel, bytes() as data, more):
+            return (PART if more else b"") + binary_prefix(channel) + data
         case Ack(count):
             return f"+{count}"
         case Bye():
             return "B"
         case Hello(None):
             return "H" + _json(v=1)
+        case Hello(Resume(session, token, epoch, None)):
+            return "H" + _json(v=1, session=session, token=token, epoch=epoch)
         case Hello(Resume(session, token, epoch, received)):
             return "H" + _json(v=1, session=session, token=token, epoch=epoch, received=received)
-        case Welcome(session, token, epoch, resumed, received, grace):
+        case Welcome(session, token, epoch, resumed, received, grace, message, window):
             return "W" + _json(
                 session=session,
                 token=token,
@@ -165,9 +199,16 @@ def encode(frame: Frame) -> str | bytes:
                 resumed=resumed,
                 received=received,
                 grace=grace,
+                message=message,
+                window=window,
             )
         case End(code, reason, retry):
             return "X" + _json(code=code, reason=reason, retry=retry)
+    return _encode_of_channel(frame)
+
+
+def _encode_of_channel(frame: Open | Accept | Refuse | Close | Grant | Dropped) -> str:
+    match frame:
         case Open(channel, url, protocols):
             return f"O{channel_text(channel)}" + _json(url=url, protocols=list(protocols))
         case Accept(channel, protocol):
@@ -180,6 +221,10 @@ def encode(frame: Frame) -> str | bytes:
             return f"C{channel_text(channel)}" + _json(code=code)
         case Close(channel, code, reason):
             return f"C{channel_text(channel)}" + _json(code=code, reason=reason)
+        case Grant(channel, size):
+            return f"G{channel_text(channel)}" + _json(bytes=size)
+        case Dropped(channel, messages):
+            return f"D{channel_text(channel)}" + _json(messages=messages)
     raise TypeError(f"not a frame: {type(frame).__name__}")
 
 
@@ -192,7 +237,8 @@ def decode(data: str | bytes) -> Frame:
         return _binary(data)
     found = _TEXT.match(data)
     if found:
-        return Data(int(found[1], 36), _text(found[2], data[found.end() :]))
+        separator = found[2]
+        return Data(int(found[1], 36), _text(separator, data[found.end() :]), separator in ".,")
     if len(data) > _MAX_CONTROL:
         raise FrameError("control frame is too long")
     reader = _CONTROL.get(data[:1])
@@ -202,19 +248,21 @@ def decode(data: str | bytes) -> Frame:
 
 
 def _binary(data: bytes) -> Data:
+    more = data[:1] == PART
+    begin = 1 if more else 0
     channel = shift = 0
-    for at, byte in enumerate(data[:3]):
+    for at, byte in enumerate(data[begin : begin + 3]):
         channel |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:
             if not 0 < channel <= LAST_CHANNEL or (byte == 0 and at > 0):
                 break
-            return Data(channel, data[at + 1 :])
+            return Data(channel, data[begin + at + 1 :], more)
     raise FrameError("binary frame without a channel")
 
 
 def _text(separator: str, text: str) -> str:
-    if separator == ":":
+    if separator in ":.":
         return text
     if SEPARATOR in text:
         raise FrameError("escaped text holds a raw separator")
@@ -265,7 +313,7 @@ def _hello(text: str) -> Hello:
             _field(fields, "session", str),
             _field(fields, "token", str),
             _field(fields, "epoch", str),
-            _counted(fields, "received"),
+            _counted(fields, "received") if "received" in fields else None,
         )
     )
 
@@ -279,6 +327,8 @@ def _welcome(text: str) -> Welcome:
         _field(fields, "resumed", bool),
         _counted(fields, "received"),
         _counted(fields, "grace"),
+        _counted(fields, "message"),
+        _counted(fields, "window"),
     )
 
 
@@ -344,6 +394,16 @@ def _close(text: str) -> Close:
     return Close(channel, _code(fields), reason)
 
 
+def _grant(text: str) -> Grant:
+    channel, fields = _channel(text)
+    return Grant(channel, _counted(fields, "bytes"))
+
+
+def _dropped(text: str) -> Dropped:
+    channel, fields = _channel(text)
+    return Dropped(channel, _counted(fields, "messages"))
+
+
 _CONTROL: dict[str, Callable[[str], Frame]] = {
     "H": _hello,
     "W": _welcome,
@@ -354,4 +414,6 @@ _CONTROL: dict[str, Callable[[str], Frame]] = {
     "A": _accept,
     "R": _refuse,
     "C": _close,
+    "G": _grant,
+    "D": _dropped,
 }

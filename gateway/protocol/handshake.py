@@ -32,15 +32,21 @@ class Refused(Exception):
     """The request gets an HTTP error with the body `{"code": …, "message": …}`.
 
     `hint` says what to do about it. It never quotes the request. `body` is JSON text of the
-    application's, to be sent instead.
+    application's, to be sent instead. `retry_after`: in so many seconds it may be tried again.
     """
 
     def __init__(
-        self, code: Code, hint: str = "", status: int | None = None, body: str | None = None
+        self,
+        code: Code,
+        hint: str = "",
+        status: int | None = None,
+        body: str | None = None,
+        retry_after: int | None = None,
     ) -> None:
         self.code, message, default = code.value
         self.message = f"{message}: {hint}" if hint else message
         self.status = status or default
+        self.retry_after = retry_after
         self._body = body
         super().__init__(self.message)
 
@@ -56,17 +62,25 @@ class Refused(Exception):
 class Query:
     """What a request asks for. Without a `sid` it is a handshake.
 
-    `once` names this GET or POST: whoever repeats it on the way repeats its name.
+    The rest is our own client's, see `docs/protocol.md`: the `number` of this GET or POST, for how many
+    seconds a GET may `hold`, how many bytes of answer it has `room` for, how many packets of a POST went
+    before (`skip`), and whether `more` of it follow.
     """
 
     transport: str
     sid: str | None
-    once: str | None = None
+    number: int | None = None
+    hold: float | None = None
+    room: int | None = None
+    skip: int = 0
+    more: bool = False
 
 
 # Any id that an overridden `generate_id` may reasonably make; no spaces, no controls, no megabytes.
 _SID = re.compile(r"[!-~]{1,128}")
-_ONCE = ("EIO", "transport", "sid", "once")
+_STOCK = frozenset(("EIO", "transport", "sid"))
+_NUMBERS = frozenset(("n", "hold", "max", "skip", "more"))  # of our own client
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,14}")
 
 
 def read_query(
@@ -75,16 +89,18 @@ def read_query(
     *,
     upgrade: bool,
     transports: Sequence[str] = (POLLING, WEBSOCKET),
+    numbered: bool = False,
 ) -> Query:
-    """Check one request. `upgrade`: it asks to become a websocket.
+    """Check one request. `upgrade`: it asks to become a websocket. `numbered`: it may be our own client's.
 
     Raises `Refused` with the code that Engine.IO gives to what is wrong.
     """
     query: dict[str, str] = {}
+    once = _STOCK | _NUMBERS if numbered else _STOCK
     for name, value in pairs:
         if name == "j":
             raise Refused(Code.BAD_REQUEST, "JSONP is not supported")
-        if name in _ONCE:
+        if name in once:
             if name in query:
                 raise Refused(Code.BAD_REQUEST, f"{name} is given twice")
             query[name] = value
@@ -102,7 +118,27 @@ def read_query(
         raise Refused(Code.BAD_REQUEST, "a polling request cannot become a WebSocket")
     if sid is not None and not _SID.fullmatch(sid):
         raise Refused(Code.SESSION)
-    return Query(transport, sid, query.get("once"))
+    if not numbered:
+        return Query(transport, sid)
+    hold = _number(query, "hold")
+    return Query(
+        transport,
+        sid,
+        _number(query, "n", 1),
+        None if hold is None else hold / 1000,
+        _number(query, "max", 1),
+        _number(query, "skip") or 0,
+        _number(query, "more", 1) is not None,
+    )
+
+
+def _number(query: dict[str, str], name: str, least: int = 0) -> int | None:
+    text = query.get(name)
+    if text is None:
+        return None
+    if not _NUMBER.fullmatch(text) or int(text) < least:
+        raise Refused(Code.BAD_REQUEST, f"{name} is a number from {least} on, in decimal digits")
+    return int(text)
 
 
 def open_packet(

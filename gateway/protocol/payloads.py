@@ -6,7 +6,7 @@ cannot travel over polling, and `can_carry` tells so before it is too late.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from .packets import PacketError, PacketType, Wire, decode_polling, encode_polling
 
@@ -48,3 +48,20 @@ def encode_payload(packets: Iterable[Wire]) -> str:
 def can_carry(packet: Wire) -> bool:
     """Whether `packet` survives a polling payload."""
     return not isinstance(packet, str) or SEPARATOR not in packet
+
+
+def count_fitting(packets: Sequence[Wire], room: int) -> int:
+    """How many of the first packets make a payload of no more than `room` bytes; one at the least."""
+    size = -1  # the first needs no separator
+    for count, packet in enumerate(packets):
+        size += 1 + _size(packet)
+        if size > room and count:
+            return count
+    return len(packets)
+
+
+def _size(packet: Wire) -> int:
+    """Bytes of a packet in a payload; binary is base64 there, after a `b`."""
+    if not isinstance(packet, str):
+        return 1 + (len(packet) + 2) // 3 * 4
+    return len(packet) if packet.isascii() else len(packet.encode("utf-8", "replace"))

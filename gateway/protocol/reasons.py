@@ -17,7 +17,6 @@ class Row:
 
     text: str
     code: int
-    status: int
     retry: bool
     level: int
 
@@ -25,18 +24,20 @@ class Row:
 class Reason(Enum):
     """Every way to end. The member's name is used in hooks and metrics, `text` in Engine.IO's API."""
 
-    CLIENT_CLOSE = Row("client disconnect", 1000, 200, False, logging.DEBUG)
-    TRANSPORT_CLOSE = Row("transport close", 1006, 400, True, logging.DEBUG)
-    TRANSPORT_ERROR = Row("transport error", 1002, 400, True, logging.INFO)
-    PING_TIMEOUT = Row("ping timeout", 4001, 400, True, logging.INFO)
-    SLOW_CONSUMER = Row("slow consumer", 4008, 400, True, logging.WARNING)
-    PARSE_ERROR = Row("parse error", 1002, 400, False, logging.INFO)
-    SERVER_CLOSE = Row("server disconnect", 1000, 400, False, logging.DEBUG)
-    SHUTDOWN = Row("server shutdown", 1012, 503, True, logging.DEBUG)
-    NEVER_OPENED = Row("connect timeout", 4007, 400, True, logging.DEBUG)
-    REFUSED = Row("refused", 4003, 401, False, logging.INFO)
-    REPLACED = Row("replaced", 4009, 400, False, logging.DEBUG)
-    STATE_LOST = Row("state lost", 4010, 400, True, logging.INFO)
+    CLIENT_CLOSE = Row("client disconnect", 1000, False, logging.DEBUG)
+    TRANSPORT_CLOSE = Row("transport close", 1006, True, logging.DEBUG)
+    TRANSPORT_ERROR = Row("transport error", 1002, True, logging.INFO)
+    PING_TIMEOUT = Row("ping timeout", 4001, True, logging.INFO)
+    SLOW_CONSUMER = Row("slow consumer", 4008, True, logging.WARNING)
+    PARSE_ERROR = Row("parse error", 1002, False, logging.INFO)
+    SERVER_CLOSE = Row("server disconnect", 1000, False, logging.DEBUG)
+    SHUTDOWN = Row("server shutdown", 1012, True, logging.DEBUG)
+    NEVER_OPENED = Row("connect timeout", 4007, True, logging.DEBUG)
+    REFUSED = Row("refused", 4003, False, logging.INFO)
+    REPLACED = Row("replaced", 4009, False, logging.DEBUG)
+    STATE_LOST = Row("state lost", 4010, True, logging.INFO)
+    NODE_LOST = Row("node lost", 4011, True, logging.WARNING)
+    AUTH_REVOKED = Row("auth revoked", 4003, False, logging.INFO)
 
     @property
     def text(self) -> str:

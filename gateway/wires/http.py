@@ -18,14 +18,15 @@ from gateway.application import Application, Request
 from gateway.application import Refused as ApplicationRefused
 from gateway.channels import EngineChannel
 from gateway.config import Settings
-from gateway.connection import Connection
+from gateway.connection import Connection, settings_packet
+from gateway.ledger import Ledger
 from gateway.protocol.forwarded import Network
 from gateway.protocol.handshake import POLLING, Code, Query, Refused, read_query
 from gateway.protocol.moves import State
 from gateway.protocol.packets import PacketError
 from gateway.protocol.reasons import Reason
-from gateway.registry import Full, Registry
-from gateway.transports import Overlap, PollingTransport
+from gateway.registry import Registry
+from gateway.transports import Overlap, PollingTransport, Post, Turn, WrongNumber
 
 from .request import (
     forget_departure,
@@ -47,7 +48,8 @@ class EngineEndpoint:
     """Serves one Engine.IO path.
 
     `new_sid` makes the ids; `headers` are added to the answer of a handshake (`Set-Cookie`);
-    `registry` may be shared by several endpoints of one process.
+    `registry` may be shared by several endpoints of one process; `numbered` is for the one that our own
+    client uses. With a `ledger` each connection is a session, of this `route`.
     """
 
     def __init__(
@@ -61,7 +63,13 @@ class EngineEndpoint:
         trusted: list[Network] | None = None,
         headers: Callable[[str], dict[str, str]] | None = None,
         cors: Callable[[Request], dict[str, str]] | None = None,
+        numbered: bool = False,
+        ledger: Ledger | None = None,
+        route: str = "",
     ) -> None:
+        self._numbered = numbered
+        self._ledger = ledger
+        self._route = route
         self._application = application
         self._settings = settings
         self._registry = registry
@@ -96,10 +104,11 @@ class EngineEndpoint:
             request.query.items(),
             upgrade=wants_websocket(request),
             transports=self._settings.transports,
+            numbered=self._numbered,
         )
         if query.sid is None:
             return await self._handshake(request, seen, query)
-        connection = self._registry.find(query.sid)
+        connection = self._registry.find(query.sid) or self._redeem(query.sid, seen)
         if connection is None:
             raise Refused(Code.SESSION)
         channel = connection.listener
@@ -121,17 +130,35 @@ class EngineEndpoint:
     async def _handshake(self, request: web.Request, seen: Request, query: Query) -> web.StreamResponse:
         if query.transport != POLLING:
             websocket_key(request)
+        self._registry.knock(seen.remote)
+        if self._numbered and query.transport == POLLING:
+            return self._reserve(seen)
         user = await self._access.authenticate(seen)
-        try:
-            connection = self._registry.create(self._new_sid(), seen.remote)
-        except Full as full:
-            return _overloaded(full)
+        name = None if user is None else str(user)
+        connection = self._registry.create(self._new_sid(), seen.remote, name)
         channel = EngineChannel(connection, seen, self._application, self._settings, user=user)
+        channel.enlist(self._ledger, self._route)
         try:
             return await self._begin(request, query, channel)
         finally:
             if connection.state is State.OPENING:  # failed, or cancelled
                 connection.close(Reason.TRANSPORT_CLOSE)
+
+    def _reserve(self, seen: Request) -> web.Response:
+        """Our own client says who it is in its first frame: until then a handshake is a name and a time."""
+        sid = self._new_sid()
+        self._registry.reserve(sid, seen.remote)
+        return text_response(settings_packet(sid, self._settings, self._settings.offered_upgrades))
+
+    def _redeem(self, sid: str, seen: Request) -> Connection | None:
+        """The second request: now it is worth a connection. The third may be right behind it."""
+        connection = self._registry.redeem(sid)
+        if connection is None:
+            return None
+        channel = EngineChannel(connection, seen, self._application, self._settings)
+        channel.admit_now()
+        connection.start_polling()
+        return self._registry.find(sid)
 
     async def _begin(self, request: web.Request, query: Query, channel: EngineChannel) -> web.StreamResponse:
         """Ask the application, then answer."""
@@ -199,9 +226,9 @@ class EngineEndpoint:
 
         on_departure(request, departed)
         try:
-            connection.poll(polling, respond, query.once)
-        except Overlap as overlap:
-            raise Refused(Code.BAD_REQUEST, str(overlap)) from overlap
+            connection.poll(polling, respond, query.number, query.hold, query.room)
+        except (Overlap, WrongNumber) as error:
+            raise Refused(Code.BAD_REQUEST, str(error)) from error
         try:
             body = await answer
         except asyncio.CancelledError:
@@ -231,20 +258,34 @@ class EngineEndpoint:
     ) -> web.StreamResponse:
         self._check_post(request)
         try:
-            if not connection.begin_post(polling, query.once):
-                await self._body(request)
-                return text_response("ok")
-        except Overlap as overlap:
-            raise Refused(Code.BAD_REQUEST, str(overlap)) from overlap
+            post = connection.begin_post(polling, query.number)
+        except (Overlap, WrongNumber) as error:
+            raise Refused(Code.BAD_REQUEST, str(error)) from error
         try:
-            if connection.is_paused:
+            if post.turn is Turn.LATER:
+                await self._wait_for_turn(post)
+            if post.turn is Turn.NOW and connection.is_paused:
                 await self._wait_until_read(connection)
-            await _in_turns(polling.post_in_steps(await self._body(request)))
-        except PacketError as error:
+            body = b"" if post.turn is Turn.STALE else await self._body(request, post)
+            if post.turn is Turn.NOW:
+                await _in_turns(polling.post_in_steps(body, post, query.skip, query.more))
+        except (PacketError, WrongNumber) as error:
             raise Refused(Code.BAD_REQUEST, str(error)) from error
         finally:
-            polling.end_post()
+            polling.end_post(post)
+        if post.turn is Turn.STALE:
+            raise _stale(polling)
         return text_response("ok")
+
+    async def _wait_for_turn(self, post: Post) -> None:
+        """An earlier POST is under way, or was lost. What this one brings is not read before its turn."""
+        moved = asyncio.Event()
+        post.moved = moved.set
+        try:
+            async with asyncio.timeout(self._settings.timeouts.body):
+                await moved.wait()
+        except TimeoutError:
+            raise Refused(Code.BAD_REQUEST, "an earlier POST is missing", 503, retry_after=1) from None
 
     def _check_post(self, request: web.Request) -> None:
         if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
@@ -258,21 +299,30 @@ class EngineEndpoint:
     def _too_large(self) -> Refused:
         return Refused(Code.BAD_REQUEST, f"more than maxPayload ({self._settings.limits.payload} bytes)", 413)
 
-    async def _body(self, request: web.Request) -> bytes:
-        """The whole body, however many segments it comes in, and no more than `maxPayload`."""
+    async def _body(self, request: web.Request, post: Post) -> bytes:
+        """The whole body, however many segments it comes in, and no more than `maxPayload`.
+
+        Only that of a POST whose turn it is; what others bring is dropped, and their connection goes on.
+        """
         parts = []
         size = 0
         try:
-            async with asyncio.timeout(self._settings.timeouts.body):
+            async with asyncio.timeout(self._settings.timeouts.body) as limit:
+                post.moved = lambda: limit.reschedule(0)
                 async for part in request.content.iter_any():
                     size += len(part)
                     if size > self._settings.limits.payload:
                         raise self._too_large()
-                    parts.append(part)
+                    if post.turn is Turn.NOW:
+                        parts.append(part)
         except TimeoutError:
+            if post.turn is Turn.STALE:
+                return b""
             raise Refused(Code.BAD_REQUEST, "the body did not come in time", 408) from None
         except web.RequestPayloadError as error:
             raise Refused(Code.BAD_REQUEST, "the body is not what its headers say") from error
+        finally:
+            post.moved = _nothing
         return b"".join(parts)
 
     async def _wait_until_read(self, connection: Connection) -> None:
@@ -283,7 +333,17 @@ class EngineEndpoint:
             async with asyncio.timeout(self._settings.timeouts.send):
                 await resumed.wait()
         except TimeoutError:
-            raise Refused(Code.BAD_REQUEST, "the application is behind; try again", 503) from None
+            raise Refused(Code.BAD_REQUEST, "the application is behind", 503, retry_after=1) from None
+
+
+def _stale(polling: PollingTransport) -> Refused:
+    if polling.closed:
+        return Refused(Code.BAD_REQUEST, "the connection has left polling")
+    return Refused(Code.BAD_REQUEST, "this POST was sent again meanwhile", 503, retry_after=1)
+
+
+def _nothing() -> None:
+    pass
 
 
 async def _in_turns(steps: Iterator[None]) -> None:
@@ -336,9 +396,3 @@ def _batch(request: Request) -> int | None:
 
 def _no_headers(_sid: str) -> dict[str, str]:
     return {}
-
-
-def _overloaded(full: Full) -> web.Response:
-    response = refusal(Refused(Code.FORBIDDEN, full.reason, full.status))
-    response.headers[hdrs.RETRY_AFTER] = "5"
-    return response

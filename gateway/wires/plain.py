@@ -15,6 +15,7 @@ from aiohttp import hdrs, web
 from gateway.application import Directory, Served
 from gateway.application import Refused as ApplicationRefused
 from gateway.channels import ServedChannel
+from gateway.ledger import Ledger
 from gateway.config import Settings
 from gateway.protocol.forwarded import Network
 from gateway.protocol.handshake import WEBSOCKET, Code, Refused
@@ -61,10 +62,7 @@ class PlainChannel(ServedChannel):
 
     @property
     def congested(self) -> bool:
-        limits = self._settings.limits
-        return not self.is_over and (
-            self._queued * 2 > limits.outbound_bytes or len(self._queue) * 2 > limits.outbound_messages
-        )
+        return not self.is_over and self._settings.limits.is_congested(self._queued, len(self._queue))
 
     async def drain(self) -> None:
         while self.congested:
@@ -77,8 +75,7 @@ class PlainChannel(ServedChannel):
         if self._open_wire and self._wire.writable and not self._queue:
             self._write([data])
             return
-        limits = self._settings.limits
-        if self._queued >= limits.outbound_bytes or len(self._queue) >= limits.outbound_messages:
+        if self._settings.limits.is_full(self._queued, len(self._queue)):
             self.end(Reason.SLOW_CONSUMER)
             return
         self._queue.append(data)
@@ -205,12 +202,14 @@ class PlainEndpoint:
         new_id: Callable[[], str],
         *,
         trusted: list[Network] | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._directory = directory
         self._settings = settings
         self._registry = registry
         self._new_id = new_id
         self._trusted = trusted or []
+        self._ledger = ledger
         self._channels: set[PlainChannel] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -244,16 +243,23 @@ class PlainEndpoint:
                 status=426,
             )
         websocket_key(request)
-        served = await self._directory.find(read_request(request, self._trusted))
-        if len(self._channels) + len(self._registry.connections) >= self._settings.limits.connections:
-            raise Refused(Code.FORBIDDEN, "this gateway holds as many connections as it may", status=503)
+        seen = read_request(request, self._trusted)
+        self._registry.knock(seen.remote)
+        served = await self._directory.find(seen)
         channel = PlainChannel(
             self._new_id(), served, self._settings, self._registry.deadlines, _offered(request)
         )
+        user = None if served.user is None else str(served.user)
+        with self._registry.guest(channel.id, seen.remote, user):
+            channel.enlist(self._ledger, served.route)
+            return await self._serve(request, channel)
+
+    async def _serve(self, request: web.Request, channel: PlainChannel) -> web.StreamResponse:
         self._channels.add(channel)
         self._empty.clear()
         try:
             await channel.admit()
+            self._registry.settle(channel.id)
             return await channel.run(request)
         finally:
             channel.end(Reason.TRANSPORT_CLOSE)

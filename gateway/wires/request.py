@@ -61,6 +61,8 @@ def refusal(refused: Refused, *, close: bool = False) -> web.Response:
     )
     if refused.status == 426:
         response.headers[hdrs.SEC_WEBSOCKET_VERSION] = "13"  # RFC 6455 section 4.4
+    if refused.retry_after is not None:
+        response.headers[hdrs.RETRY_AFTER] = str(refused.retry_after)
     if close:
         response.force_close()
     return response

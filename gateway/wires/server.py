@@ -8,8 +8,10 @@ Everything else is aiohttp's. Knows no routes and no connections; used by `gatew
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
-from typing import Any
+from math import ceil
+from typing import Any, cast
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
@@ -25,6 +27,7 @@ _TOO_MANY_FIELDS = "Too many headers received"  # aiohttp has no type of its own
 
 _KEEP_ALIVE = 75.0  # s an idle connection is kept: longer than the 60 s of nginx and of load balancers
 _STUCK = 30.0  # s without a byte taken: longer than any client waits that still lives
+_BACKLOG = 1024  # connections that wait to be accepted: everybody comes back at once after a restart
 _LINGER = 2.0  # s for the rest of a body that was refused, so that the client reads the answer
 
 _TEXTS = {
@@ -61,6 +64,38 @@ class _Runner(web.AppRunner):
             handler_cancellation=plain.handler_cancellation,
             **plain._kwargs,
         )
+
+
+class Site(web.TCPSite):
+    """Where to listen. What is accepted there inherits how long the kernel bears a silent peer (Linux)."""
+
+    __slots__ = ("_patience",)
+
+    def __init__(self, runner: web.BaseRunner, settings: Settings, host: str, port: int) -> None:
+        super().__init__(runner, host, port, backlog=_BACKLOG)
+        self._patience = settings.ping.interval + settings.ping.timeout
+
+    async def start(self) -> None:
+        """Begin to listen. Raises `OSError`."""
+        await super().start()
+        for listening in cast(asyncio.Server, self._server).sockets:  # uvloop's is none, but has them
+            _set_patience(listening, self._patience)
+
+
+def _set_patience(sock: Any, seconds: float) -> None:
+    """Give up a peer that acknowledges nothing for so long, and ask one that is silent for so long.
+
+    So a peer that has vanished holds no memory and no descriptor, whatever the program is waiting for.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_USER_TIMEOUT", round(seconds * 1000)),
+        ("TCP_KEEPIDLE", ceil(seconds)),
+        ("TCP_KEEPINTVL", ceil(seconds / 4)),
+    ):
+        option = getattr(socket, name, None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class GatewayServer(web.Server):

@@ -42,9 +42,13 @@ def value(vector: dict[str, Any]) -> f.Frame:
         case "close":
             return f.Close(channel, **fields)
         case "text":
-            return f.Data(channel, vector["text"])
+            return f.Data(channel, vector["text"], vector.get("more", False))
         case "binary":
-            return f.Data(channel, bytes.fromhex(vector["data"]))
+            return f.Data(channel, bytes.fromhex(vector["data"]), vector.get("more", False))
+        case "grant":
+            return f.Grant(channel, **fields)
+        case "dropped":
+            return f.Dropped(channel, **fields)
     raise AssertionError(vector)
 
 
@@ -134,8 +138,10 @@ TEXT = st.text(st.one_of(st.sampled_from("\x1e\\e:;b"), st.characters(codec="utf
 COUNT = st.integers(0, 10**16 - 1)
 REASON = TEXT.filter(lambda text: len(text.encode()) <= 123)
 FRAMES = st.one_of(
-    st.builds(f.Hello, st.one_of(st.none(), st.builds(f.Resume, TEXT, TEXT, TEXT, COUNT))),
-    st.builds(f.Welcome, TEXT, TEXT, TEXT, st.booleans(), COUNT, COUNT),
+    st.builds(
+        f.Hello, st.one_of(st.none(), st.builds(f.Resume, TEXT, TEXT, TEXT, st.one_of(st.none(), COUNT)))
+    ),
+    st.builds(f.Welcome, TEXT, TEXT, TEXT, st.booleans(), COUNT, COUNT, COUNT, COUNT),
     st.builds(f.Ack, COUNT),
     st.builds(f.Bye),
     st.builds(f.End, st.integers(1000, 65535), TEXT, st.booleans()),
@@ -144,7 +150,9 @@ FRAMES = st.one_of(
     st.builds(f.Refuse, CHANNEL, COUNT, TEXT),
     st.builds(f.Close, CHANNEL),
     st.builds(f.Close, CHANNEL, st.integers(1000, 65535), REASON),
-    st.builds(f.Data, CHANNEL, st.one_of(TEXT, st.binary())),
+    st.builds(f.Data, CHANNEL, st.one_of(TEXT, st.binary()), st.booleans()),
+    st.builds(f.Grant, CHANNEL, COUNT),
+    st.builds(f.Dropped, CHANNEL, COUNT),
 )
 
 
@@ -161,10 +169,11 @@ def test_no_frame_would_split_a_polling_payload(frame):
 
 @given(CHANNEL, st.text(st.characters(codec="utf-8", exclude_characters="\x1e")), st.binary())
 def test_a_data_frame_costs_four_bytes_at_most(channel, text, data):
-    frame = f.encode(f.Data(channel, text))
-    assert isinstance(frame, str)
-    assert len(frame.encode()) <= len(text.encode()) + 4
-    assert len(f.encode(f.Data(channel, data))) <= len(data) + 3
+    for more in (False, True):
+        frame = f.encode(f.Data(channel, text, more))
+        assert isinstance(frame, str)
+        assert len(frame.encode()) <= len(text.encode()) + 4
+        assert len(f.encode(f.Data(channel, data, more))) <= len(data) + 4
 
 
 @given(st.one_of(st.text(), st.binary(), FRAMES.map(f.encode).map(lambda frame: frame[:-1])))

@@ -23,8 +23,8 @@ SOCKET = ("transport", "websocket")
 WITH_SID = ("sid", SID)
 
 
-def read(method, *pairs, upgrade=False, transports=(POLLING, WEBSOCKET)):
-    return read_query(method, pairs, upgrade=upgrade, transports=transports)
+def read(method, *pairs, upgrade=False, transports=(POLLING, WEBSOCKET), numbered=False):
+    return read_query(method, pairs, upgrade=upgrade, transports=transports, numbered=numbered)
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,50 @@ def test_b18_a_transport_that_is_switched_off_is_unknown():
     assert refused.value.code == Code.TRANSPORT.value[0]
 
 
-NAMES = st.one_of(st.sampled_from(["EIO", "transport", "sid", "j", "t"]), st.text(max_size=5))
+OURS = [("n", "12"), ("hold", "4500"), ("max", "48000")]
+
+
+def test_what_our_own_client_adds_is_read_at_our_own_endpoint_alone():
+    asked = [EIO4, POLL, WITH_SID, *OURS]
+    assert read("GET", *asked, numbered=True) == Query(POLLING, SID, 12, 4.5, 48_000)
+    assert read("GET", *asked) == Query(POLLING, SID)
+    assert read("POST", POLL, WITH_SID, ("n", "1"), numbered=True) == Query(POLLING, SID, 1)
+    part = [("n", "1"), ("skip", "3"), ("more", "1")]
+    assert read("POST", POLL, WITH_SID, *part, numbered=True) == Query(POLLING, SID, 1, skip=3, more=True)
+    assert read("GET", POLL, WITH_SID, ("hold", "0"), numbered=True).hold == 0.0
+
+
+@pytest.mark.parametrize("name", ["n", "hold", "max", "skip", "more"])
+@pytest.mark.parametrize("value", ["", "x", "-1", "+1", " 1", "1.5", "01", "1e3", "٤", "9" * 16, "\0"])
+def test_bad_numbers_are_refused_at_our_own_endpoint_alone(name, value):
+    with pytest.raises(Refused) as refused:
+        read("GET", EIO4, POLL, WITH_SID, (name, value), numbered=True)
+    assert (refused.value.code, refused.value.status) == (3, 400)
+    assert read("GET", EIO4, POLL, WITH_SID, (name, value)) == Query(POLLING, SID)
+
+
+@pytest.mark.parametrize("pairs", [[("n", "0")], [("max", "0")], [("n", "1"), ("n", "2")]])
+def test_numbers_from_1_on_and_one_of_each(pairs):
+    with pytest.raises(Refused) as refused:
+        read("GET", EIO4, POLL, WITH_SID, *pairs, numbered=True)
+    assert refused.value.code == Code.BAD_REQUEST.value[0]
+    assert read("GET", EIO4, POLL, WITH_SID, *pairs) == Query(POLLING, SID)
+
+
+FLAG = st.booleans()
+NAMES = st.one_of(st.sampled_from(["EIO", "transport", "sid", "j", "t", "n", "max"]), st.text(max_size=5))
 VALUES = st.one_of(st.sampled_from(["4", "polling", "websocket", SID]), st.text(max_size=5))
 
 
-@given(st.sampled_from(["GET", "POST", "PUT"]), st.lists(st.tuples(NAMES, VALUES), max_size=5), st.booleans())
-def test_any_query_is_read_or_refused_without_being_quoted(method, pairs, upgrade):
+@given(
+    st.sampled_from(["GET", "POST", "PUT"]),
+    st.lists(st.tuples(NAMES, VALUES), max_size=5),
+    st.booleans(),
+    st.booleans(),
+)
+def test_any_query_is_read_or_refused_without_being_quoted(method, pairs, upgrade, numbered):
     try:
-        query = read_query(method, pairs, upgrade=upgrade)
+        query = read_query(method, pairs, upgrade=upgrade, numbered=numbered)
     except Refused as error:
         refused = error
     else:

@@ -64,11 +64,12 @@ def test_the_table_lists_nothing_else():
     assert expected() == MOVES
 
 
-def test_the_documents_show_the_table_as_it_is():
-    page = draw_moves.PAGE.read_text("utf-8")
-    assert draw_moves.drawn(page) == page, "run python scripts/draw_moves.py"
+@pytest.mark.parametrize("drawing", draw_moves.DRAWINGS, ids=lambda drawing: drawing.page.name)
+def test_the_documents_show_the_tables_as_they_are(drawing):
+    page = drawing.page.read_text("utf-8")
+    assert drawing.drawn(page) == page, "run python scripts/draw_moves.py"
     with pytest.raises(ValueError, match="marks"):
-        draw_moves.drawn("a page without marks")
+        drawing.drawn("a page without marks")
 
 
 def test_over_means_closing_and_closed():

@@ -5,7 +5,10 @@ import { createServer } from 'node:http';
 import { connect, createServer as createTcpServer } from 'node:net';
 import { Server } from 'engine.io';
 import * as frames from '../../src/frames.js';
+import { FRAME_COST } from '../../src/queues.js';
 import { Inbox, Outbox } from '../../src/replay.js';
+
+const WINDOW = 1_048_576;
 
 const listening = (server) =>
   new Promise((resolve) => server.listen(0, '127.0.0.1', () => resolve(server.address().port)));
@@ -15,6 +18,8 @@ class EchoSession {
   inbox = new Inbox();
   socket = null;
   texts = [];
+  // Bytes of each channel that are not granted again yet.
+  used = new Map();
 
   constructor(id) {
     this.id = id;
@@ -23,12 +28,21 @@ class EchoSession {
   attach(socket, resume) {
     this.socket?.close(true);
     this.socket = socket;
-    if (resume) this.outbox.rewind(resume.received);
+    if (resume && resume.received === undefined) this.startAnew();
+    else if (resume) this.outbox.rewind(resume.received);
     const received = this.inbox.received;
     socket.send(frames.control('welcome', {
       session: this.id, token: 't', epoch: 'e', resumed: Boolean(resume), received, grace: 15000,
+      message: 8_388_608, window: WINDOW,
     }));
     this.flush();
+  }
+
+  // The page was loaded anew.
+  startAnew() {
+    this.outbox = new Outbox();
+    this.inbox = new Inbox();
+    this.used.clear();
   }
 
   receive(data) {
@@ -44,13 +58,21 @@ class EchoSession {
     return this.flush();
   }
 
-  answer({ kind, channel, fields, text, data }) {
+  // Parts are echoed as they come.
+  answer({ kind, channel, fields, text, data, more }) {
     if (kind === 'open') this.push(frames.control('accept', { protocol: fields.protocols[0] ?? '' }, channel));
     else if (kind === 'close') this.push(frames.control('close', fields, channel));
     else if (kind === 'text') {
       this.texts.push(text);
-      this.push(frames.text(channel, text));
-    } else this.push(frames.binary(channel, data));
+      this.push(frames.text(channel, text, more));
+    } else this.push(frames.binary(channel, data, more));
+    if (kind === 'text' || kind === 'binary') this.grant(channel, frames.sizeOf(text ?? data) + FRAME_COST);
+  }
+
+  grant(channel, bytes) {
+    const used = (this.used.get(channel) ?? 0) + bytes;
+    this.used.set(channel, used % (WINDOW / 2));
+    if (used >= WINDOW / 2) this.push(frames.control('grant', { bytes: used - (used % (WINDOW / 2)) }, channel));
   }
 
   push(frame) {
@@ -62,11 +84,70 @@ class EchoSession {
   }
 }
 
+/** The numbers of docs/protocol.md, "Requests", in front of `serve`: npm's engine.io knows none. */
+function numbered(engine, serve) {
+  const connections = new Map();
+  return (request, response) => {
+    const query = Object.fromEntries(new URL(request.url, 'http://a').searchParams);
+    const socket = engine.clients[query.sid];
+    if (!query.n || !socket) return serve(request, response);
+    if (!connections.has(query.sid)) connections.set(query.sid, { taken: 0, parts: 0, early: new Map(), get: {} });
+    const state = connections.get(query.sid);
+    const { n, hold, skip = 0, more } = query;
+    const { transport } = socket;
+    if (request.method === 'GET') return poll(state, { n, hold, transport }, () => serve(request, response), response);
+    const pieces = [];
+    request.on('data', (piece) => pieces.push(piece));
+    return request.on('end', () => {
+      const packets = Buffer.concat(pieces).toString().split('\x1e');
+      state.early.set(Number(n), { packets, skip: Number(skip), more, transport, answer: () => response.end('ok') });
+      takeInTurn(state);
+    });
+  };
+}
+
+function takeInTurn(state) {
+  for (const [n, { answer }] of state.early) {
+    if (n > state.taken) continue;
+    state.early.delete(n);
+    answer();
+  }
+  const post = state.early.get(state.taken + 1);
+  if (!post) return;
+  state.early.delete(state.taken + 1);
+  const { packets, skip, more, transport, answer } = post;
+  transport.onData(packets.slice(state.parts - skip).join('\x1e'));
+  if (more) state.parts = Math.max(state.parts, skip + packets.length);
+  else Object.assign(state, { taken: state.taken + 1, parts: 0 });
+  answer();
+  takeInTurn(state);
+}
+
+function poll(state, { n, hold, transport }, serve, response) {
+  const waits = () => state.get.n === n && state.get.body === undefined;
+  const noop = () => waits() && transport.writable && transport.send([{ type: 'noop' }]);
+  if (waits()) noop();
+  if (state.get.n === n) return response.end(state.get.body);
+  const get = { n };
+  state.get = get;
+  const { end } = response;
+  response.end = (body) => {
+    get.body = body;
+    clearTimeout(timer);
+    return end.call(response, body);
+  };
+  const timer = setTimeout(noop, Number(hold));
+  return serve();
+}
+
 /** `{port, sessions, byes, close()}`; options go to engine.io. */
 export async function startGateway(options = {}) {
   const http = createServer();
   const engine = new Server({ pingInterval: 10_000, pingTimeout: 10_000, cors: { origin: true }, ...options });
   engine.attach(http, { path: '/_gateway/engine/' });
+  const [serve] = http.listeners('request');
+  http.removeAllListeners('request');
+  http.on('request', numbered(engine, serve));
   const sessions = new Map();
   engine.on('connection', (socket) => {
     let session = null;

@@ -2,6 +2,10 @@
 // Every frame takes its time; connections are cut with frames under way, or fall silent.
 
 import * as frames from '../../src/frames.js';
+import { FRAME_COST } from '../../src/queues.js';
+
+// Small enough that channels run out of credit.
+const WINDOW = 3000;
 
 /** Seeded chance: mulberry32. */
 export function chanceOf(seed) {
@@ -20,7 +24,7 @@ export function chanceOf(seed) {
 class ModelLink {
   writable = true;
   budget = 300;
-  maxPayload = 5000;
+  maxPayload = 400;
   transport = 'polling';
   why = 'model';
   #over = false;
@@ -33,7 +37,8 @@ class ModelLink {
     this.peer = net.gateway.accept(this);
     // 'silent' swallows everything from now on, in both directions, and tells nobody.
     this.silent = net.broken;
-    this.#later('toClient', () => this.handlers.open());
+    if (net.gateway.isDown) this.cut();
+    else this.#later('toClient', () => this.handlers.open());
   }
 
   send(batch) {
@@ -124,6 +129,7 @@ export class ModelNetwork {
 class ModelSession {
   received = 0;
   tokens = [];
+  epochs = [];
   link = null;
   #sent = [];
   #acked = 0;
@@ -138,8 +144,8 @@ class ModelSession {
     return this.#sent.length - this.#acked;
   }
 
-  canResume({ token, epoch, received }) {
-    return this.tokens.slice(-2).includes(token) && epoch === 'e' && received >= this.#acked
+  canResume({ token, epoch, received = this.#acked }) {
+    return this.tokens.slice(-2).includes(token) && this.epochs.includes(epoch) && received >= this.#acked
       && received <= this.#sent.length;
   }
 
@@ -147,13 +153,32 @@ class ModelSession {
     if (this.link && this.link !== link) this.link.hangUp();
     this.link = link;
     this.tokens.push(`t${this.tokens.length}`);
-    if (hello) this.#acked = hello.received;
+    this.epochs = [this.gateway.epoch];
+    if (hello && hello.received === undefined) this.#startAnew();
+    else if (hello) this.#acked = hello.received;
     this.#written = this.#acked;
-    const resumed = Boolean(hello);
     link.deliver(frames.control('welcome', {
-      session: this.id, token: this.tokens.at(-1), epoch: 'e', resumed, received: this.received, grace: 15000,
+      session: this.id, token: this.tokens.at(-1), epoch: this.gateway.epoch, resumed: Boolean(hello),
+      received: this.received, grace: 15000, message: 8000, window: WINDOW,
     }));
     this.flush();
+  }
+
+  // The page was loaded anew.
+  #startAnew() {
+    for (const log of this.channels.values()) log.over = true;
+    this.channels.clear();
+    this.received = this.#acked = 0;
+    this.#sent = [];
+  }
+
+  /** The process goes; what it knows goes to the next one. */
+  park() {
+    for (const log of this.channels.values()) {
+      if (!log.over) this.#over(log, frames.control('close', { code: 1012, reason: 'restart' }, log.number));
+    }
+    this.link?.cut();
+    this.link = null;
   }
 
   push(frame) {
@@ -180,13 +205,12 @@ class ModelSession {
     this.#numbered(frame);
   }
 
-  #numbered({ kind, channel, fields, text, data }) {
+  #numbered({ kind, channel, fields, text, data, more }) {
     if (kind === 'open') {
       this.gateway.check(!this.channels.has(channel), `channel ${channel} opened twice`);
       const log = this.gateway.logs.get(fields.url);
       this.channels.set(channel, log);
-      log.number = channel;
-      log.session = this;
+      Object.assign(log, { number: channel, session: this, credit: WINDOW, used: 0, parts: [], rest: [] });
       if (log.refused) this.#over(log, frames.control('refuse', { status: 403, reason: 'no' }, channel));
       else this.push(frames.control('accept', { protocol: '' }, channel));
       return;
@@ -195,7 +219,27 @@ class ModelSession {
     this.gateway.check(log, `a frame for the unknown channel ${channel}`);
     if (log.over) return;
     if (kind === 'close') this.#over(log, frames.control('close', fields, channel));
-    else log.atServer.push(text ?? `bytes ${data}`);
+    else this.#message(log, text ?? data, more);
+  }
+
+  #message(log, data, more) {
+    const cost = frames.sizeOf(data) + FRAME_COST;
+    this.gateway.check(log.credit > 0, `${log.path} has sent more than it may`);
+    log.credit -= cost;
+    log.used += cost;
+    this.gateway.clock.setTimeout(() => this.#grant(log), this.gateway.chance.below(2000));
+    log.parts.push(data);
+    if (more) return;
+    const isText = typeof data === 'string';
+    log.atServer.push(isText ? log.parts.join('') : `bytes ${log.parts.map(String).filter(Boolean).join(',')}`);
+    log.parts = [];
+  }
+
+  #grant(log) {
+    if (log.over || !log.used) return;
+    log.credit += log.used;
+    this.push(frames.control('grant', { bytes: log.used }, log.number));
+    log.used = 0;
   }
 
   #over(log, frame) {
@@ -206,13 +250,19 @@ class ModelSession {
 
 /** Records, in `logs`, what every channel's application has heard and said, by the URL's path. */
 export class ModelGateway {
+  isDown = false;
   sessions = new Map();
   logs = new Map();
   problems = [];
   #made = 0;
+  #lives = 0;
 
-  constructor(clock) {
-    this.clock = clock;
+  constructor(clock, chance) {
+    Object.assign(this, { clock, chance });
+  }
+
+  get epoch() {
+    return `e${this.#lives}`;
   }
 
   check(holds, problem) {
@@ -244,6 +294,15 @@ export class ModelGateway {
     return session;
   }
 
+  /** Restart with what the store has kept; away for `ms`. */
+  restart(ms) {
+    if (this.isDown) return;
+    this.#lives += 1;
+    for (const session of this.sessions.values()) session.park();
+    this.isDown = true;
+    this.clock.setTimeout(() => (this.isDown = false), ms);
+  }
+
   /** Restart, or the end of the grace: nothing is known any more. */
   forget() {
     for (const { link } of this.sessions.values()) link?.hangUp();
@@ -254,15 +313,35 @@ export class ModelGateway {
   /** End every session in good order. */
   end(retry) {
     for (const { link } of this.sessions.values()) {
-      link?.deliver(frames.control('end', { code: 1012, reason: 'restart', retry }));
+      link?.deliver(frames.control('end', { code: 1001, reason: 'over', retry }));
     }
     this.forget();
   }
 
-  say(log, text) {
+  /** Say `text` in pieces; the last `held` of them come with the next message, or with finish(). */
+  say(log, pieces, held = 0) {
     if (log.over || log.number === null) return;
-    log.fromServer.push(text);
-    log.session.push(frames.text(log.number, text));
+    this.finish(log);
+    const frameOf = (piece, i) => frames.text(log.number, piece, i < pieces.length - 1);
+    log.rest = pieces.map(frameOf);
+    log.saying = pieces.join('');
+    this.#sendRest(log, held);
+  }
+
+  finish(log) {
+    if (!log.over && log.rest?.length) this.#sendRest(log, 0);
+  }
+
+  #sendRest(log, held) {
+    while (log.rest.length > held) log.session.push(log.rest.shift());
+    if (!held) log.fromServer.push(log.saying);
+  }
+
+  drop(log, count) {
+    if (log.over || log.number === null) return;
+    this.finish(log);
+    log.fromServer.push(`dropped ${count}`);
+    log.session.push(frames.control('dropped', { messages: count }, log.number));
   }
 
   hangUp(log) {

@@ -14,10 +14,12 @@ export const clock = {
   soon: (callback) => queueMicrotask(callback),
 };
 
-const transports = createTransports({ XHR, WebSocket: NodeWebSocket }, clock);
+// The package names only what is made from it.
+const Polling = Object.getPrototypeOf(Object.getPrototypeOf(XHR));
+const transports = createTransports({ Polling, WebSocket: NodeWebSocket }, clock);
 
 /** A session against 127.0.0.1:port, with what it told and a way to wait for it. */
-export function createClient(port) {
+export function createClient(port, { resume } = {}) {
   const endpoint = `http://127.0.0.1:${port}/_gateway/engine/`;
   const switches = { blocked: false };
   const store = new Map();
@@ -48,6 +50,7 @@ export function createClient(port) {
       return link;
     },
     clock,
+    resume,
     tell: (type, detail) => {
       told.push([type, detail]);
       wake();

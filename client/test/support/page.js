@@ -1,5 +1,6 @@
 // A page for socket tests: Node's own classes, one fake session, tasks that run when told.
 
+import { sizeOf } from '../../src/frames.js';
 import { defineGatewaySocket } from '../../src/socket.js';
 
 // Node 20 has no CloseEvent.
@@ -33,7 +34,7 @@ class FakeChannel {
 
   send(data, flushed) {
     this.sent.push(data);
-    this.flushes.push(flushed);
+    this.flushes.push(() => flushed(sizeOf(data)));
   }
 
   close(fields) {
@@ -53,6 +54,7 @@ export function createPage(base = 'https://example.com/dir/page?q#f') {
   const session = new FakeSession();
   const urls = [];
   const tasks = [];
+  const gaps = [];
   const GatewaySocket = defineGatewaySocket({
     DOMException,
     EventTarget,
@@ -66,6 +68,7 @@ export function createPage(base = 'https://example.com/dir/page?q#f') {
       return session;
     },
     pathOf: ({ pathname, search }) => pathname + search,
+    gap: (url, dropped) => gaps.push([url.href, dropped]),
     task: (callback) => tasks.push(callback),
   });
   /** Run the tasks that wait; returns how many there were. */
@@ -77,5 +80,5 @@ export function createPage(base = 'https://example.com/dir/page?q#f') {
     }
     return count;
   };
-  return { GatewaySocket, session, urls, run, CloseEvent };
+  return { GatewaySocket, session, urls, gaps, run, CloseEvent };
 }
