@@ -8,6 +8,17 @@ from .app import Gateway, run_app
 from .application import Refused as Refuse
 from .application import Request
 from .engine import EngineServer
+from .hooks import SessionEnd
 from .routes.handlers import Handler, Route
 
-__all__ = ["EngineServer", "Gateway", "Handler", "Refuse", "Request", "Route", "__version__", "run_app"]
+__all__ = [
+    "EngineServer",
+    "Gateway",
+    "Handler",
+    "Refuse",
+    "Request",
+    "Route",
+    "SessionEnd",
+    "__version__",
+    "run_app",
+]

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
@@ -23,8 +24,11 @@ from aiohttp.typedefs import Handler as WebHandler
 from yarl import URL
 
 from .config import Listen, Settings
+from .hooks import Hooks, as_hooks
+from .ledger import Ledger
 from .protocol.forwarded import Network, parse_networks
 from .protocol.handshake import Code, Refused
+from .protocol.lifecycle import State
 from .protocol.origins import OriginPolicy
 from .protocol.paths import read_path
 from .registry import Registry
@@ -33,17 +37,20 @@ from .routes.files import Files
 from .routes.handlers import HandlerApplication, Route
 from .routes.table import PREFIX, AtEngineIO, Mount, Pattern, RouteTable, engine_base, not_found, union_of
 from .session import Sessions
+from .session_store import MemoryStore, SessionStore
 from .threads import Threads
 from .wires.http import EngineEndpoint
 from .wires.plain import PlainEndpoint
 from .wires.request import refusal
-from .wires.server import make_runner
+from .wires.server import Site, make_runner
 
 log = logging.getLogger("gateway")
 
 _ENGINE = PREFIX + "engine/"
 _STATUS = PREFIX + "status"
 _DEMO = PREFIX + "demo"
+
+_STATES = (State.NEW, State.OPEN, State.DETACHED, State.CLOSING)
 
 _LEFT_OVER = 1.0  # s for requests that the stop has not ended; the drain comes before
 
@@ -53,7 +60,9 @@ class Gateway:
 
     `origins` is for the routes that list none. `trusted_proxies` are addresses or networks whose
     `X-Forwarded-*` headers are believed. `static_prefix` is the URL of the folder from which pages
-    load `client.js`, where that is not this gateway. Raises `ValueError` for what cannot work.
+    load `client.js`, where that is not this gateway. `store` records sessions (by default in memory, so
+    that they end with the process), and `cleanup` is one hook or several for the end of each: see
+    `docs/cleanup.md`. Raises `ValueError` for what cannot work.
     """
 
     def __init__(
@@ -65,10 +74,16 @@ class Gateway:
         trusted_proxies: Iterable[str] = (),
         static_prefix: str = "",
         demo: bool = True,
+        store: SessionStore | None = None,
+        cleanup: object = (),
     ) -> None:
         self.settings = settings or Settings()
         self.trusted: list[Network] = parse_networks(trusted_proxies)
         self.threads = Threads(self.settings.limits.threads)
+        self.store = MemoryStore() if store is None else store
+        routes = list(routes)
+        self.hooks = as_hooks(cleanup)
+        self.route_hooks = {route.pattern.text: route.hooks for route in routes if route.hooks}
         default = None if origins is None else OriginPolicy(origins)
         own = [Mount(Pattern(_DEMO), DemoApplication())] if demo else []
         self.table = RouteTable([*own, *(self._mount(route, default) for route in routes)])
@@ -81,6 +96,7 @@ class Gateway:
 
         All other paths stay the application's own. `root`: the demo page at `/`, too.
         """
+        app[_GATEWAY] = self
         app.router.register_resource(_Paths(self, root=root))
         app.cleanup_ctx.append(self._run)
         app.on_shutdown.append(self._shutdown)
@@ -102,12 +118,19 @@ class Gateway:
 
     async def _run(self, _: web.Application) -> AsyncIterator[None]:
         files = await asyncio.to_thread(Files, self._static_prefix, demo=self._demo)
-        self._running = _Running(self, files)
+        running = _Running(self, files)
+        await running.start()
+        self._running = running
         yield
+        await running.finish()
         self.threads.stop()
 
     async def _shutdown(self, _: web.Application) -> None:
         await self.stop()
+
+    def when_empty(self) -> None:
+        """Nobody has been here for `exit_when_empty` seconds: stop, as if somebody had asked for it."""
+        signal.raise_signal(signal.SIGTERM)
 
     @property
     def is_stopping(self) -> bool:
@@ -123,6 +146,9 @@ class Gateway:
             await self._running.stop()
 
 
+_GATEWAY = web.AppKey("gateway", Gateway)
+
+
 class _Running:
     """What exists only while the loop runs."""
 
@@ -133,18 +159,40 @@ class _Running:
         self._table = table = gateway.table
         self.stopping = False
         self.registry = Registry(settings)
+        self.hooks = Hooks(gateway.hooks, gateway.store, "", settings, routes=gateway.route_hooks)
+        self.ledger = Ledger(
+            gateway.store,
+            settings,
+            clean=self.hooks.run,
+            new_node=_new_node,
+            capacity=lambda: self.hooks.capacity,
+            now=self.registry.now,
+        )
+        self.ledger.on_join = self._joined
+        self.ledger.on_empty = gateway.when_empty
+        self._finished = False
         self.sessions = Sessions(
             table,
             settings,
             self.registry.deadlines,
+            self.registry.admission,
+            self.ledger,
             new_id=_new_id,
             new_token=_new_token,
             epoch=secrets.token_urlsafe(9),
         )
         self.session_endpoint = EngineEndpoint(
-            self.sessions, settings, self.registry, union_of(table.mounts), _new_id, trusted=gateway.trusted
+            self.sessions,
+            settings,
+            self.registry,
+            union_of(table.mounts),
+            _new_id,
+            trusted=gateway.trusted,
+            numbered=True,
         )
-        self.plain = PlainEndpoint(table, settings, self.registry, _new_id, trusted=gateway.trusted)
+        self.plain = PlainEndpoint(
+            table, settings, self.registry, _new_id, trusted=gateway.trusted, ledger=self.ledger
+        )
         self.engines = {mount: self._engine(mount) for mount in table.mounts}
 
     def _engine(self, mount: Mount) -> EngineEndpoint:
@@ -156,7 +204,17 @@ class _Running:
             application.access,
             _new_id,
             trusted=self._gateway.trusted,
+            ledger=self.ledger,
+            route=mount.pattern.text,
         )
+
+    async def start(self) -> None:
+        """Join the other nodes of the store. Raises `StoreError`."""
+        await self.ledger.start()
+        self.ledger.run()
+
+    def _joined(self, node: str) -> None:
+        self.hooks.node = node
 
     def find(self, path: str) -> WebHandler | None:
         """See `Gateway.find`."""
@@ -179,16 +237,27 @@ class _Running:
         if count:
             log.info("stopping: telling %d client%s; once more stops at once", count, "s"[: count > 1])
         limit = self._settings.timeouts.drain
+        until = self.registry.now() + limit
         try:
-            async with asyncio.timeout(limit):
-                self.sessions.shutdown()
+            async with asyncio.timeout_at(until):
+                self.ledger.hurry(limit / 2)  # the other half is for the hooks
+                await self.sessions.shutdown()
                 await asyncio.gather(self.plain.shutdown(), self.registry.shutdown())
-                for application in self._handlers():
-                    await application.when_idle()
+                idle = (application.when_idle() for application in self._handlers())
+                await asyncio.gather(self.ledger.drained(), *idle)
         except TimeoutError:
             behind = ", ".join(f"{application.name} ({len(application)})" for application in self._handlers())
             log.warning("stopped after %g s; handlers that have not returned: %s", limit, behind or "none")
             self.registry.deadlines.stop()
+        await self.finish(until - self.registry.now())
+
+    async def finish(self, limit: float = 0.0) -> None:
+        """Let go of hooks and store; hooks have `limit` seconds. Idempotent."""
+        if self._finished:
+            return
+        self._finished = True
+        await self.hooks.close(max(limit, 0.0))
+        await self.ledger.stop()
 
     def _handlers(self) -> list[HandlerApplication]:
         applications = (mount.application for mount in self._gateway.table.mounts)
@@ -200,8 +269,11 @@ class _Running:
             return refusal(not_found())
         transports = Counter(each.transport_name for each in self.registry.connections.values())
         counts = {
-            "sessions": len(self.sessions),
+            "sessions": {state.name.lower(): self.ledger.counts[state] for state in _STATES},
             "connections": {"polling": 0, "websocket": 0, **transports, "plain": len(self.plain)},
+            "store": {"url": self.ledger.store.url, "state": self.ledger.health.value},
+            "hooks": self.hooks.counts(),
+            "resumes": {"ok": self.sessions.resumed, "state_lost": self.sessions.lost},
             "stalls": self.registry.deadlines.stalls,
         }
         return web.json_response(counts, headers={"Cache-Control": "no-store"})
@@ -302,6 +374,10 @@ def _new_id() -> str:
     return secrets.token_urlsafe(16)
 
 
+def _new_node() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(6)}"
+
+
 def _new_token() -> str:
     return secrets.token_urlsafe(32)
 
@@ -347,19 +423,21 @@ async def _serve(app: web.Application, listen: Listen, settings: Settings, ready
     runner = make_runner(app, settings, access_log_class=AccessLog, shutdown_timeout=_LEFT_OVER)
     try:
         await runner.setup()
-        ready(await _listen(runner, listen))
+        ready(await _listen(runner, settings, listen))
         await stop.wait()
+        if _GATEWAY in app:  # before aiohttp stops to listen: who polls comes for the last words
+            await app[_GATEWAY].stop()
     finally:
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, listen: Listen) -> Listen:
+async def _listen(runner: web.AppRunner, settings: Settings, listen: Listen) -> Listen:
     """Begin to listen, and say where it is: port 0 has become a number."""
     if listen.path:
         await _check_free(listen.path)
         await web.UnixSite(runner, listen.path).start()
         return listen
-    await web.TCPSite(runner, listen.host, listen.port, backlog=1024).start()
+    await Site(runner, settings, listen.host, listen.port).start()
     return replace(listen, port=runner.addresses[0][1])
 
 

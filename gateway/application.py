@@ -18,9 +18,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 from .protocol.reasons import Closing
+
+Overflow = Literal["close", "drop_oldest", "latest"]
+OVERFLOWS: Final[tuple[Overflow, ...]] = get_args(Overflow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,12 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a directory found: who serves the channel, and for which user."""
+    """What a directory found: who serves the channel, for which user, and the route's pattern."""
 
     application: Application
     request: Request
     user: Any = None
+    route: str = ""
 
 
 class Directory(ABC):
@@ -73,13 +77,27 @@ class Directory(ABC):
     async def find(self, request: Request) -> Served:
         """Origin and user are checked by the route that is found."""
 
+    @abstractmethod
+    async def check(self, request: Request, admitted: Request | None, user: Any) -> None:
+        """The browser of a channel is back: `request` has the channel's URL, and what came with it now.
+
+        Origin and user are checked again. `user` is who it was, by the `admitted` request; as text
+        (`ledger.user_text`) where that request is not known any more. Raises `Refused` as `find` does.
+        """
+
 
 class Channel(ABC):
     """One browser socket. Use it from the event loop's thread only.
 
     `id` is public and names the session. `data` belongs to the application. `offered` are the
     subprotocols that the browser offers; an application sets `protocol` to one of them in `open`.
+
+    `overflow` says what becomes of a message for which the buffer of our own client is full. `close`: the
+    channel that has most waiting is closed. `drop_oldest`, `latest`: the oldest message of this channel, or
+    all but the new one, are dropped, and the browser is told so. Clients of other kinds are closed.
     """
+
+    overflow: Overflow = "close"
 
     id: str
     request: Request
@@ -87,24 +105,30 @@ class Channel(ABC):
     protocol: str
     user: Any
     data: dict[str, Any]
+    entry: Any = None  # the session's `ledger.Entry`, where sessions are recorded
 
     @property
     @abstractmethod
     def transport(self) -> str:
         """`polling` or `websocket`: how the browser is connected now."""
 
+    @property
+    def away(self) -> float:
+        """For how many seconds it had been known, at the end, that nobody was there any more."""
+        return 0.0
+
     @abstractmethod
     def send(self, data: str | bytes) -> None:
         """Send one message. Never blocks; a no-op once the channel is over.
 
-        A client that does not read is closed when its buffer is full (`Reason.SLOW_CONSUMER`):
-        whoever sends much at once awaits `drain` while the channel is `congested`.
+        A client that does not read is closed when its buffer is full (`Reason.SLOW_CONSUMER`), unless
+        `overflow` says otherwise: whoever sends much at once awaits `drain` while the channel is `congested`.
         """
 
     @property
     @abstractmethod
     def congested(self) -> bool:
-        """Whether more than half of the buffer is waiting for the client."""
+        """Whether more than half of the buffer is waiting for the client, some of it from this channel."""
 
     @abstractmethod
     async def drain(self) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import abstractmethod
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .application import Application, Channel, Refused, Request
-from .config import Settings
+from .config import Limits, Settings
 from .connection import Connection
+from .ledger import Entry, Ledger
 from .mailbox import Mailbox
 from .protocol.packets import message
 from .protocol.reasons import Closing, Reason
@@ -47,15 +48,18 @@ class ServedChannel(Channel):
         self.protocol = ""
         self.data: dict[str, Any] = {"id": channel_id}
         self._application = application
+        self._settings = settings
         self._limit = settings.timeouts.handler
+        self.entry: Entry | None = None
+        self.route = ""
+        self._is_session = False
+        self._asked = False  # by `admit`; its end is told to the entry
         self._opened = False
         self._over = False
-        self._mailbox = Mailbox(
-            settings.limits.inbound_messages,
-            settings.limits.inbound_bytes,
-            self._pause,
-            self._resume,
-        )
+        self._mailbox = self._new_mailbox(settings.limits)
+
+    def _new_mailbox(self, limits: Limits) -> Mailbox:
+        return Mailbox(limits.inbound_messages, limits.inbound_bytes, self._pause, self._resume)
 
     @abstractmethod
     def _pause(self) -> None:
@@ -70,25 +74,43 @@ class ServedChannel(Channel):
         """Whether it has ended."""
         return self._over
 
-    def serve_by(self, application: Application) -> None:
+    def serve_by(self, application: Application, route: str = "") -> None:
         """Set who serves it, before `admit`."""
         self._application = application
+        self.route = route
+
+    def enlist(self, ledger: Ledger | None, route: str) -> None:
+        """It is a session of its own, and is recorded when it is admitted."""
+        if ledger is not None:
+            self.entry = ledger.begin(self.id, self.end)
+            self.route = route
+            self._is_session = True
+
+    def end(self, reason: Reason) -> None:
+        """End it for a reason of our own, if it is a session of its own."""
+        raise NotImplementedError
 
     @property
     def is_full(self) -> bool:
         """Whether the application is so far behind that nothing should be read."""
         return self._mailbox.is_full
 
-    @property
-    def is_overfull(self) -> bool:
-        """Whether it is so far behind, although nothing should have been read, that it has to end."""
-        return self._mailbox.is_overfull
-
     async def admit(self) -> None:
         """Ask the application. Raises `Refused`; an application that fails refuses with 500."""
+        if self.entry is not None:
+            await self.entry.ask(self.route, self.user)
+            if self._over:  # it has left meanwhile, and nobody was asked
+                self.entry.refused()
+                raise Refused(503, "the client has left")
+        self._asked = True
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._mailbox.post(self._open, answer)
         await answer
+
+    def admit_now(self) -> None:
+        """The same for an application that lets everybody in, without being awaited."""
+        self._application.open(self)
+        self._opened = True
 
     def deliver(self, data: str | bytes) -> None:
         """One message of the browser."""
@@ -100,6 +122,8 @@ class ServedChannel(Channel):
         if not self._over:
             self._over = True
             log.log(closing.reason.value.level, "%s ended: %s", short(self.id), closing.reason.text)
+            if self._is_session and self.entry is not None:
+                self.entry.end(closing.reason, silence(closing.reason, self._settings))
             self._mailbox.finish(self._close, closing, limit=self._limit)
 
     async def _open(self, answer: asyncio.Future[None]) -> None:
@@ -108,14 +132,19 @@ class ServedChannel(Channel):
             if awaitable is not None:
                 await awaitable
             self._opened = True
+            await self._accepted_by_application()
         except Refused as refused:
+            self._refused()
             if not answer.done():
                 answer.set_exception(refused)
         except asyncio.CancelledError:
+            if self.entry is not None:
+                self.entry.accepted()  # nobody knows: a thread goes on, and may accept yet
             if not answer.done():
                 answer.set_exception(Refused(503, "the application did not answer"))
             raise
         except Exception:  # the application's own code: anything may come out of it
+            self._refused()
             log.exception("open failed for %s", self.request.path)
             if not answer.done():
                 answer.set_exception(Refused(500, "the application failed"))
@@ -123,8 +152,41 @@ class ServedChannel(Channel):
             if not answer.done():
                 answer.set_result(None)
 
+    def _refused(self) -> None:
+        self._asked = False
+        if self.entry is not None:
+            self.entry.refused()
+
+    async def _accepted_by_application(self) -> None:
+        if self.entry is not None:
+            self.entry.accepted()
+            await self.entry.saved()  # what `open` has begun is known before the client is let in
+
     def _close(self, closing: Closing) -> Awaitable[None] | None:
-        return self._application.close(self, closing) if self._opened else None
+        awaitable = None
+        try:
+            awaitable = self._application.close(self, closing) if self._opened else None
+        finally:
+            if awaitable is None:
+                self._release()
+        return None if awaitable is None else self._release_after(awaitable)
+
+    async def _release_after(self, awaitable: Awaitable[None]) -> None:
+        try:
+            await awaitable
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        """The application is done with it."""
+        if self._asked and self.entry is not None:
+            self._asked = False
+            self.entry.left()
+
+
+def silence(reason: Reason, settings: Settings) -> float:
+    """For how long, in s, nothing had been heard when an end for this reason was noticed."""
+    return settings.ping.interval + settings.ping.timeout if reason is Reason.PING_TIMEOUT else 0.0
 
 
 class EngineChannel(ServedChannel):
@@ -147,12 +209,29 @@ class EngineChannel(ServedChannel):
     def transport(self) -> str:
         return self.connection.transport_name
 
+    @property
+    def away(self) -> float:
+        return self.connection.away
+
     def send(self, data: str | bytes) -> None:
         self.connection.send(message(data))
 
     @property
     def congested(self) -> bool:
         return self.connection.congested
+
+    def send_now(self, data: str | bytes) -> bool:
+        """Send a message if the client gets it with the next write. False, and nothing is sent, if not."""
+        return self.connection.send_now(message(data))
+
+    @property
+    def room(self) -> int:
+        """Bytes that the client gets with the next write."""
+        return self.connection.room
+
+    def when_ready(self, call: Callable[[], None]) -> None:
+        """Call it whenever there is `room` again."""
+        self.connection.when_ready = call
 
     async def drain(self) -> None:
         drained = asyncio.Event()
@@ -162,6 +241,9 @@ class EngineChannel(ServedChannel):
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Engine.IO has no close codes: what was sent before goes out, then the client is told."""
         self.connection.close(Reason.SERVER_CLOSE)
+
+    def end(self, reason: Reason) -> None:
+        self.connection.close(reason)
 
     # What the connection calls (`connection.Listener`).
 

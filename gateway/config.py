@@ -47,7 +47,7 @@ class Limits:
     per_user: int = 1_000  # sessions, where a route asks for a user
     handshakes: int = 100  # per second and address, after a first `half_open` at once
     hooks: int = 100  # cleanup hooks at the same time
-    attempts: int = 12  # of a cleanup hook, the waits between them doubling: about a day
+    attempts: int = 18  # of a cleanup hook; waits of 1 s, 2 s, 4 s, … 6 h between them: 21 hours in all
     # Handshakes of one address without a second request. After a restart all users of a proxy come back
     # in the same second, and a proxy that nobody has declared makes the whole site one address.
     half_open: int = 4_000
@@ -55,6 +55,14 @@ class Limits:
     threads: int = 64  # for blocking handlers; each waits for its turn beyond that
     pings: int = 100  # WebSocket pings per second; a browser cannot send any
     fragments: int = 4_096  # WebSocket frames of one message, empty ones included
+
+    def is_full(self, size: int, count: int) -> bool:
+        """Whether so many bytes, and messages, are all that may wait for one client."""
+        return size >= self.outbound_bytes or count >= self.outbound_messages
+
+    def is_congested(self, size: int, count: int) -> bool:
+        """Whether they are more than half of it."""
+        return size * 2 > self.outbound_bytes or count * 2 > self.outbound_messages
 
 
 @dataclass(frozen=True, slots=True)

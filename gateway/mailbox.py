@@ -20,11 +20,34 @@ _tasks: set[asyncio.Task[None]] = set()
 
 
 _TURN = 0.002  # s: calls that wait for nothing let the rest of the loop have its turn
-_OVERFULL = 8  # times the bounds: whoever goes on reading although it is full stops here
+
+
+class Pool:
+    """What several mailboxes hold together, in bytes. `has_room` is called when it is not full any more."""
+
+    __slots__ = ("size", "limit", "_has_room")
+
+    def __init__(self, limit: int, has_room: Callable[[], None]) -> None:
+        self.size = 0
+        self.limit = limit
+        self._has_room = has_room
+
+    @property
+    def is_full(self) -> bool:
+        """Whether their owner should not read."""
+        return self.size > self.limit
+
+    def give_back(self, size: int) -> None:
+        """So many bytes less."""
+        before = self.size
+        self.size -= size
+        if self.size <= self.limit < before:
+            self._has_room()
 
 
 class Mailbox:
-    """`full` and `drained` tell the owner when to stop reading, and when to go on.
+    """`full` and `drained` tell the owner when to stop reading, and when to go on: at `low` bytes, by default
+    half of `max_bytes`, and half of `max_calls`.
 
     A batch that is already read is always taken, so the bounds may be overshot by one payload.
     """
@@ -32,10 +55,12 @@ class Mailbox:
     __slots__ = (
         "_max_calls",
         "_max_bytes",
+        "_low",
+        "_pool",
         "_full",
         "_drained",
         "_waiting",
-        "_bytes",
+        "size",
         "_running",
         "_is_full",
         "_task",
@@ -48,13 +73,18 @@ class Mailbox:
         max_bytes: int,
         full: Callable[[], None],
         drained: Callable[[], None],
+        *,
+        low: int | None = None,
+        pool: Pool | None = None,
     ) -> None:
+        self.size = 0  # bytes that wait
         self._max_calls = max_calls
         self._max_bytes = max_bytes
+        self._low = max_bytes // 2 if low is None else low
+        self._pool = pool
         self._full = full
         self._drained = drained
         self._waiting: deque[tuple[Call, tuple[Any, ...], int]] = deque()
-        self._bytes = 0
         self._running = False
         self._is_full = False
         self._task: asyncio.Task[None] | None = None
@@ -70,17 +100,13 @@ class Mailbox:
         """Whether a call has not ended."""
         return self._running
 
-    @property
-    def is_overfull(self) -> bool:
-        """Whether there is so much more than the bounds allow that something has to end."""
-        calls, size = len(self._waiting), self._bytes
-        return calls >= _OVERFULL * self._max_calls or size >= _OVERFULL * self._max_bytes
-
     def post(self, call: Call, *args: Any, size: int = 0) -> None:
         """Make the call now, or after those that wait."""
         if self._running:
             self._waiting.append((call, args, size))
-            self._bytes += size
+            self.size += size
+            if self._pool is not None:
+                self._pool.size += size
             self._check_full()
             return
         self._running = True
@@ -102,6 +128,7 @@ class Mailbox:
         log.warning("%s waits no longer for the handlers before it", _name(last[0]))
         self._waiting.clear()
         self._waiting.append(last)
+        self._gone(self.size)
         self._gave_up = True
         if self._task is not None:
             self._task.cancel()
@@ -152,14 +179,20 @@ class Mailbox:
 
     def _take(self) -> Awaitable[None] | None:
         call, args, size = self._waiting.popleft()
-        self._bytes -= size
+        if size:
+            self._gone(size)
         self._check_drained()
         return _start(call, args)
+
+    def _gone(self, size: int) -> None:
+        self.size -= size
+        if self._pool is not None:
+            self._pool.give_back(size)
 
     def _check_full(self) -> None:
         if self._is_full:
             return
-        if len(self._waiting) >= self._max_calls or self._bytes >= self._max_bytes:
+        if len(self._waiting) >= self._max_calls or self.size >= self._max_bytes:
             self._is_full = True
             self._full()
 
@@ -167,7 +200,7 @@ class Mailbox:
         # Half-empty before reading goes on, so that reading is not switched at every message.
         if not self._is_full:
             return
-        if len(self._waiting) <= self._max_calls // 2 and self._bytes <= self._max_bytes // 2:
+        if len(self._waiting) <= self._max_calls // 2 and self.size <= self._low:
             self._is_full = False
             self._drained()
 

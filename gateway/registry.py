@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from heapq import heapify, heappop, heappush
-from itertools import count
+from itertools import count, takewhile
 from math import inf
 from typing import Protocol
 
+from .admission import Admission
 from .config import Settings
 from .connection import Connection
+from .protocol.handshake import Refused
 from .protocol.heartbeat import SPARE
 from .protocol.reasons import Reason
 from .stalls import LATE, StallWatch
@@ -166,13 +168,47 @@ class Deadlines:
                 heappush(heap, (item.scheduled, next(self._order), item))
 
 
-class Full(Exception):
-    """No more connections: of this address (429), or of anyone (503)."""
+class _Reserved:
+    """Handshakes that cost no more than a `sid` and a time, because nobody is asked before the second request.
 
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
+    `expire` is told of each that leads to nothing. `scheduled` belongs to the heap.
+    """
+
+    def __init__(self, patience: float, deadlines: Deadlines, expire: Callable[[str], None]) -> None:
+        self.scheduled = inf
+        self._patience = patience
+        self._deadlines = deadlines
+        self._expire = expire
+        self._until: dict[str, float] = {}  # in the order of time
+        self._spared_until = -inf
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def add(self, sid: str) -> None:
+        self._until[sid] = self._deadlines.now() + self._patience
+        self._deadlines.schedule(self)
+
+    def clear(self) -> None:
+        self._until.clear()
+
+    def pop(self, sid: str) -> bool:
+        return self._until.pop(sid, None) is not None
+
+    @property
+    def deadline(self) -> float:
+        for until in self._until.values():
+            return max(until, self._spared_until)
+        return inf
+
+    def spare(self, now: float) -> None:
+        self._spared_until = now + SPARE
+
+    def judge(self, now: float) -> None:
+        over = list(takewhile(lambda sid: self._until[sid] <= now, self._until))
+        for sid in over:
+            del self._until[sid]
+            self._expire(sid)
 
 
 class Registry:
@@ -183,8 +219,11 @@ class Registry:
         self.deadlines = Deadlines()
         self.connections: dict[str, Connection] = {}
         self._loop = asyncio.get_running_loop()
-        self._half_open: Counter[str] = Counter()
-        self._opening: dict[str, str] = {}
+        self.admission = Admission(settings.limits)
+        self._inside: dict[str, str] = {}
+        self._opening: set[str] = set()
+        self._users: dict[str, str] = {}
+        self._reserved = _Reserved(settings.timeouts.connect, self.deadlines, self._leave)
         self._empty: asyncio.Future[None] | None = None
 
     # What a connection needs of the world (`connection.Loop`).
@@ -205,33 +244,69 @@ class Registry:
         """It is closed: forget it."""
         self.connections.pop(item.sid, None)
         self.deadlines.forget(item)
-        self.settle(item.sid)
+        self._leave(item.sid)
         if self._empty is not None and not self.connections and not self._empty.done():
             self._empty.set_result(None)
 
     # What wires need.
 
-    def create(self, sid: str, address: str) -> Connection:
-        """A new connection of `address`. Raises `Full` beyond the limits."""
-        limits = self.settings.limits
-        if len(self.connections) >= limits.connections:
-            raise Full(503, "this gateway holds as many connections as it may")
-        if self._half_open[address] >= limits.half_open:
-            raise Full(429, "too many handshakes from this address have led to nothing")
-        connection = Connection(sid, self.settings, self)
-        self.connections[sid] = connection
-        self._half_open[address] += 1
-        self._opening[sid] = address
+    def knock(self, address: str) -> None:
+        """A handshake of `address` begins. Raises `Refused` if there were too many of late."""
+        self.admission.knock(address, self.now())
+
+    def create(self, sid: str, address: str, user: str | None = None) -> Connection:
+        """A new connection of `address`, a session of `user`. Raises `Refused` beyond the limits."""
+        self._enter(sid, address, user)
+        connection = self.connections[sid] = Connection(sid, self.settings, self)
         return connection
 
-    def settle(self, sid: str) -> None:
-        """The connection has proved itself by a second request, or is gone."""
-        address = self._opening.pop(sid, None)
-        if address is None:
+    def reserve(self, sid: str, address: str) -> None:
+        """A place for a connection, for `timeouts.connect`. Raises `Refused` beyond the limits."""
+        self._enter(sid, address, None)
+        self._reserved.add(sid)
+
+    def redeem(self, sid: str) -> Connection | None:
+        """The connection that a place was reserved for; None if there was none, or it is too late."""
+        if not self._reserved.pop(sid):
+            return None
+        connection = self.connections[sid] = Connection(sid, self.settings, self)
+        return connection
+
+    @contextmanager
+    def guest(self, guest_id: str, address: str, user: str | None = None) -> Iterator[None]:
+        """The same for what is connected without Engine.IO, as long as this lasts."""
+        self._enter(guest_id, address, user)
+        try:
+            yield
+        finally:
+            self._leave(guest_id)
+
+    def _enter(self, sid: str, address: str, user: str | None) -> None:
+        self._inside[sid] = self.admission.enter(address)
+        self._opening.add(sid)
+        if user is None:
             return
-        self._half_open[address] -= 1
-        if not self._half_open[address]:
-            del self._half_open[address]
+        try:
+            self.admission.sign_in(user)
+        except Refused:
+            self._leave(sid)
+            raise
+        self._users[sid] = user
+
+    def settle(self, sid: str) -> None:
+        """The connection has proved itself by a second request."""
+        if sid in self._opening:
+            self._opening.discard(sid)
+            self.admission.settle(self._inside[sid])
+
+    def _leave(self, sid: str) -> None:
+        self.settle(sid)
+        who = self._inside.pop(sid, None)
+        if who is not None:
+            self.admission.leave(who)
+        user = self._users.pop(sid, None)
+        if user is not None:
+            self.admission.sign_out(user)
 
     def find(self, sid: str) -> Connection | None:
         """The connection, if it is alive or has something left to say. Expires it if it is due."""
@@ -247,6 +322,7 @@ class Registry:
 
     async def shutdown(self, reason: Reason = Reason.SHUTDOWN) -> None:
         """Close everything, and wait a moment until the last has gone."""
+        self._reserved.clear()
         for connection in list(self.connections.values()):
             connection.close(reason)
         if self.connections:

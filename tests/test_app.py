@@ -173,8 +173,11 @@ async def test_the_status_counts(base, http):
     async with http.get(base + "/_gateway/status") as answer:
         counts = await answer.json()
     assert counts == {
-        "sessions": 1,
+        "sessions": {"new": 1, "open": 1, "detached": 0, "closing": 0},
         "connections": {"polling": 1, "websocket": 0, "plain": 1},
+        "store": {"url": "memory:", "state": "ok"},
+        "hooks": {"done": 0, "failed": 0, "retried": 0, "redelivered": 0, "running": 0, "waiting": 0},
+        "resumes": {"ok": 0, "state_lost": 0},
         "stalls": 0,
     }
     await socket.close()

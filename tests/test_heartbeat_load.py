@@ -5,13 +5,11 @@ from the last sign of life of a client, which is a message with a pong behind it
 """
 
 import asyncio
-import base64
-import contextlib
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,100 +17,12 @@ from aiohttp import web
 
 from gateway import EngineServer
 from gateway.config import Timeouts
+from tests.support.load import KINDS, Crowd, PollingClient, WebSocketClient
 
 INTERVAL = 1.0
 TIMEOUT = 1.0
 PROMISE = INTERVAL + TIMEOUT
 MARGIN = 0.2
-
-KEY = base64.b64encode(bytes(16)).decode()
-
-
-# -- clients ---------------------------------------------------------------------------------------
-
-
-class Client:
-    """One TCP connection."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    async def close(self) -> None:
-        self.writer.close()
-        with contextlib.suppress(ConnectionError):  # the server was first
-            await self.writer.wait_closed()
-
-
-class PollingClient(Client):
-    """Requests of one client over one TCP connection."""
-
-    sid = ""
-
-    @classmethod
-    async def open(cls, port: int, sid: str = "") -> "PollingClient":
-        client = cls(*await asyncio.open_connection("127.0.0.1", port))
-        client.sid = sid
-        if not sid:
-            client.sid = (await client.get()).split('"')[3]
-        return client
-
-    async def get(self) -> str:
-        return await self._request("GET", "")
-
-    async def post(self, body: str) -> None:
-        assert await self._request("POST", body) == "ok"
-
-    async def _request(self, method: str, body: str) -> str:
-        sid = f"&sid={self.sid}" if self.sid else ""
-        self.writer.write(
-            f"{method} /engine.io/?EIO=4&transport=polling{sid} HTTP/1.1\r\nHost: h\r\n"
-            f"Content-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
-        )
-        head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
-        assert head.startswith("HTTP/1.1 200"), head
-        length = head.lower().split("content-length: ")[1].split("\r\n")[0]
-        return (await self.reader.readexactly(int(length))).decode()
-
-    async def answer_ping(self, message: str) -> None:
-        assert await self.get() == "2"
-        await self.post(f"4{message}\x1e3")
-
-
-class WebSocketClient(Client):
-    """A websocket of short text frames."""
-
-    @classmethod
-    async def open(cls, port: int) -> "WebSocketClient":
-        client = cls(*await asyncio.open_connection("127.0.0.1", port))
-        client.writer.write(
-            "GET /engine.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: h\r\n"
-            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-            f"Sec-WebSocket-Key: {KEY}\r\n\r\n".encode()
-        )
-        assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
-        assert (await client.receive())[0] == "0"
-        return client
-
-    async def receive(self) -> str:
-        _, length = await self.reader.readexactly(2)
-        if length == 126:
-            length = int.from_bytes(await self.reader.readexactly(2))
-        return (await self.reader.readexactly(length)).decode()
-
-    def send(self, text: str) -> None:
-        self.writer.write(bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text.encode())
-
-    async def answer_ping(self, message: str) -> None:
-        assert await self.receive() == "2"
-        self.send(f"4{message}")
-        self.send("3")
-
-
-KINDS: dict[str, Callable[[int], Any]] = {
-    "polling": PollingClient.open,
-    "websocket": WebSocketClient.open,
-}
 
 
 # -- the server ------------------------------------------------------------------------------------
@@ -155,7 +65,7 @@ class Server:
 
 def block_the_loop() -> None:
     """What a handler must not do."""
-    time.sleep(3)
+    time.sleep(BLOCKED)
 
 
 @pytest.fixture
@@ -177,7 +87,7 @@ async def server() -> AsyncIterator[Server]:
 async def fall_silent(kind: str, port: int) -> Any:
     """Answer one ping and say no more; the TCP connection stays."""
     client = await KINDS[kind](port)
-    await client.answer_ping("alive")
+    await client.answer_ping("4alive")
     return client
 
 
@@ -207,18 +117,20 @@ async def test_silent_clients_are_noticed_in_time(
 
 # -- a blocked loop --------------------------------------------------------------------------------
 
+CROWD = 200  # of each kind
+BLOCKED = 5  # s, which is more than the heartbeat's two
 LINE = 0.3  # s that a pong is under way, so that pings are unanswered when the loop is blocked
 
 
 async def live_polling(port: int) -> None:
     """Poll and answer every ping, until cancelled."""
     getter = await PollingClient.open(port)
-    poster = await PollingClient.open(port, getter.sid)
+    poster = await PollingClient.open(port, sid=getter.sid)
     try:
         while True:
             if "2" in (await getter.get()).split("\x1e"):
                 await asyncio.sleep(LINE)
-                await poster.post("3")
+                await poster.say("3")
     finally:
         await getter.close()
         await poster.close()
@@ -231,43 +143,9 @@ async def live_websocket(port: int) -> None:
         while True:
             if await client.receive() == "2":
                 await asyncio.sleep(LINE)
-                client.send("3")
+                await client.say("3")
     finally:
         await client.close()
-
-
-class Crowd:
-    """Live clients in a loop and thread of their own, which go on while the server's loop stands."""
-
-    def __init__(self, port: int, count: int) -> None:
-        self._port = port
-        self._count = count
-        self._thread = threading.Thread(target=self._run, name="crowd")
-        self._loop = asyncio.new_event_loop()
-        self._tasks: list[asyncio.Task[None]] = []
-        self.failures: list[BaseException] = []
-
-    def __enter__(self) -> "Crowd":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop)
-        self._thread.join()
-
-    def _stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-
-    def _run(self) -> None:
-        with contextlib.closing(self._loop):
-            self._loop.run_until_complete(self._live())
-
-    async def _live(self) -> None:
-        crowd = [live(self._port) for live in (live_polling, live_websocket) for _ in range(self._count)]
-        self._tasks = [asyncio.create_task(one) for one in crowd]
-        ends = await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.failures = [end for end in ends if not isinstance(end, asyncio.CancelledError) and end]
 
 
 @pytest.mark.blocks_the_loop
@@ -275,20 +153,21 @@ async def test_finding_14_a_blocked_loop_expires_nobody(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    server.expected = 200
-    with Crowd(server.port, 100) as crowd:
-        await asyncio.wait_for(server.complete.wait(), 10)
+    server.expected = 2 * CROWD
+    crowd = Crowd(partial(live, server.port) for live in (live_polling, live_websocket) for _ in range(CROWD))
+    with crowd:
+        await asyncio.wait_for(server.complete.wait(), 20)
         trigger = await WebSocketClient.open(server.port)
-        await trigger.answer_ping("block")
+        await trigger.answer_ping("4block")
         # Long enough for whoever was judged wrongly to be gone: that is what the rule is about.
         for _ in range(3):
             assert await trigger.receive() == "2"
-            trigger.send("3")
+            await trigger.say("3")
         assert server.reasons == {}
-        assert len(server.eio.sockets) == 201
+        assert len(server.eio.sockets) == 2 * CROWD + 1
         await trigger.close()
     assert crowd.failures == []
     warnings = [record.getMessage() for record in caplog.records if "blocked" in record.message]
     assert len(warnings) == 1
-    assert warnings[0].startswith("The event loop was blocked for 3.")
+    assert warnings[0].startswith(f"The event loop was blocked for {BLOCKED}.")
     assert "block_the_loop (test_heartbeat_load.py:" in warnings[0]

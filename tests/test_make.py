@@ -51,7 +51,7 @@ def make(clone: Path, *arguments: str) -> Process:
 def test_make_alone_says_what_there_is(clone):
     process = make(clone)
     assert process.wait() == 0
-    for target in ("run", "test", "check", "client", "bench", "lab"):
+    for target in ("run", "test", "check", "client", "bench", "lab", "weather"):
         assert f"make {target} " in process.output
 
 

@@ -8,8 +8,9 @@ from math import inf
 import pytest
 
 from gateway.config import Limits, Ping, Settings, Timeouts
+from gateway.protocol.handshake import Refused
 from gateway.protocol.reasons import Reason
-from gateway.registry import Deadlines, Full, Registry
+from gateway.registry import Deadlines, Registry
 from gateway.transports import MemoryTransport
 from tests.support.clock import Recorder
 
@@ -158,7 +159,7 @@ async def test_no_more_connections_than_allowed_in_all():
     live = registry(connections=2)
     heard = opened(live, "1", "a")
     opened(live, "2", "b")
-    with pytest.raises(Full) as full:
+    with pytest.raises(Refused) as full:
         live.create("3", "c")
     assert full.value.status == 503
     live.connections["1"].close(Reason.TRANSPORT_CLOSE)
@@ -178,14 +179,14 @@ async def test_handshakes_that_lead_to_nothing_are_counted_by_address():
     live = registry(half_open=2)
     opened(live, "1", "a")
     opened(live, "2", "a")
-    with pytest.raises(Full) as full:
+    with pytest.raises(Refused) as full:
         live.create("3", "a")
     assert full.value.status == 429
     opened(live, "4", "b")
     assert live.find("1") is not None, "the second request of this client"
     assert live.find("1") is not None
     opened(live, "5", "a")
-    with pytest.raises(Full):
+    with pytest.raises(Refused):
         live.create("6", "a")
     await live.shutdown()
 
@@ -199,7 +200,8 @@ async def test_counts_go_back_to_nothing():
     for connection in list(live.connections.values()):
         connection.close(Reason.TRANSPORT_CLOSE)
     assert live.connections == {}
-    assert not live._half_open
+    assert live.admission.total == 0
+    assert not live._inside
     assert not live._opening
     live.deadlines.stop()
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from gateway import Gateway, Refuse, Route
 from gateway.config import Limits, Ping, Settings, Timeouts
 from gateway.protocol import frames
 from gateway.protocol.reasons import Reason
-from gateway.session import SessionChannel
+from gateway.protocol.sending import UNDER_WAY
+from gateway.session import Session, SessionChannel
 from tests.support.running import PATIENCE, Log, running
-from tests.support.session_client import SessionClient
+from tests.support.session_client import SessionClient, in_parts
 
 pytestmark = pytest.mark.parametrize("transport", ["websocket", "polling"])
 
@@ -403,6 +406,21 @@ async def test_a_stop_tells_the_client_to_come_back(log, transport):
         await client.close()
 
 
+async def test_what_waits_goes_out_before_the_end(log, transport):
+    gateway = Gateway([bursts(log)], settings=Settings(timeouts=TIMES, limits=Limits(outbound_messages=60)))
+    async with running(gateway) as base:
+        client = SessionClient(base, transport=transport)
+        await client.connect()
+        channel = await client.open("/burst")
+        await client.send(channel, "50")
+        await log.until("said")
+        await gateway.stop()
+        got = [await client.next() for _ in range(51)]
+        assert got[:50] == [frames.Data(channel, str(index)) for index in range(50)]
+        assert isinstance(got[50], frames.End)
+        await client.close()
+
+
 # -- acknowledgements and pressure -----------------------------------------------------------------
 
 
@@ -424,19 +442,134 @@ async def test_acks_come_in_time_and_in_number(client):
     assert loop.time() - start <= 1.3
 
 
-async def test_a_client_that_never_acknowledges_is_let_go_when_the_buffer_is_full(log, transport, caplog):
-    caplog.set_level(logging.WARNING)
-    settings = Settings(timeouts=TIMES, limits=Limits(outbound_messages=50))
-    async with running(Gateway(routes(log), settings=settings)) as base:
+@asynccontextmanager
+async def connected(transport, routes, **limits):
+    """A client of a gateway with these routes and bounds."""
+    settings = Settings(timeouts=TIMES, ping=Ping(5.0, 5.0), limits=Limits(**limits))
+    gateway = Gateway(routes, settings=settings)
+    async with running(gateway) as base:
         client = SessionClient(base, transport=transport)
         await client.connect()
+        try:
+            yield client
+        finally:
+            await client.close()
+
+
+def bursts(log, overflow="close"):
+    """A route that says so many things at once, without waiting."""
+    route = Route("/burst", overflow=overflow)
+
+    @route.on_message
+    async def _(handler, message):
+        for index in range(int(message)):
+            handler.write_message(str(index))
+        log.note("said")
+
+    @route.on_close
+    async def _(handler, closing):
+        log.note("close", closing.reason, closing.code, closing.text)
+
+    return route
+
+
+async def everything(client, until):
+    """All frames up to the first of this kind, each of them acknowledged."""
+    got: list[Any] = []
+    while not got or not isinstance(got[-1], until):
+        got.append(await client.next())
+        await client.acknowledge()
+    return got
+
+
+async def test_a_channel_that_sends_too_much_is_closed_and_the_session_lives(log, transport):
+    async with connected(transport, [bursts(log), *routes(log)], outbound_messages=50) as client:
+        other = await client.open("/echo/a")
+        channel = await client.open("/burst")
+        await client.send(channel, "200")
+        await log.until("said")
+        *said, end = await everything(client, frames.Close)
+        assert end == frames.Close(channel, 4008, "slow consumer")
+        assert said == [frames.Data(channel, str(index)) for index in range(len(said))]
+        assert len(said) < 50
+        await log.until("close", Reason.SLOW_CONSUMER, 4008, "slow consumer")
+        await client.send(other, "still here")
+        assert await client.message() == "still here"
+
+
+async def test_what_is_said_before_the_channel_is_accepted_is_bounded(log, transport):
+    async with connected(transport, routes(log), outbound_messages=50) as client:
+        await client.ask("/push?count=40")
+        frame, *said = [await client.next() for _ in range(25)]
+        assert frame == frames.Accept(1)
+        await client.acknowledge()
+        said += [await client.next() for _ in range(16)]
+        assert [frame.data for frame in said] == [str(index) for index in range(40)]
         await client.ask("/push?count=200")
-        while isinstance(frame := await client.next(), frames.Accept | frames.Data):
+        assert await client.next() == frames.Accept(2)
+        assert await client.next() == frames.Close(2, 4008, "slow consumer")
+
+
+@pytest.mark.parametrize(("overflow", "kept"), [("drop_oldest", 20), ("latest", 1)])
+async def test_what_is_dropped_is_told_where_it_stood(log, transport, overflow, kept):
+    async with connected(transport, [bursts(log, overflow)], outbound_messages=50) as client:
+        channel = await client.open("/burst")
+        await client.send(channel, "200")
+        await log.until("said")
+        got: list[Any] = []
+        while not got or got[-1] != frames.Data(channel, "199"):
+            got.append(await client.next())
+            await client.acknowledge()
+        texts = [frame.data for frame in got if isinstance(frame, frames.Data)]
+        gaps = [frame.messages for frame in got if isinstance(frame, frames.Dropped)]
+        before = next(at for at, frame in enumerate(got) if isinstance(frame, frames.Dropped))
+        assert len(gaps) == 1
+        assert texts == [str(n) for n in (*range(before), *range(before + gaps[0], 200))]
+        assert len(texts) - before >= kept
+
+
+async def test_the_channel_that_is_to_blame_is_closed_not_the_one_that_notices(log, transport):
+    async with connected(transport, [bursts(log), *routes(log)], outbound_messages=50) as client:
+        first, second = await client.open("/burst"), await client.open("/burst")
+        await client.send(first, "46")
+        await log.until("said")
+        await client.send(second, "10")
+        await log.until_count(2, "said")
+        ends = {frames.Close(first, 4008, "slow consumer"), "9"}
+        texts = []
+        while ends:
+            frame = await client.next()
+            await client.acknowledge()
+            if isinstance(frame, frames.Data) and frame.channel == second:
+                texts.append(frame.data)
+            ends -= {frame if isinstance(frame, frames.Close) else texts[-1] if texts else ""}
+        assert texts == [str(n) for n in range(10)]
+
+
+async def test_one_message_of_a_channel_that_has_nothing_waiting_always_fits(log, transport):
+    async with connected(transport, [bursts(log), *routes(log)], outbound_messages=50) as client:
+        channel, other = await client.open("/burst"), await client.open("/echo/a")
+        await client.send(channel, "48")
+        await log.until("said")
+        for text in ("there", "is", "room"):
+            await client.send(other, text)
+        got = [await client.next() for _ in range(23)]
+        for _ in range(28):
+            await client.acknowledge()
+            got.append(await client.next())
+        assert [frame.data for frame in got if frame.channel == other] == ["there", "is", "room"]
+        assert [frame.data for frame in got if frame.channel == channel] == [str(n) for n in range(48)]
+
+
+async def test_whoever_opens_and_closes_without_an_ack_is_let_go(log, transport):
+    async with connected(transport, routes(log), outbound_messages=20) as client:
+        with suppress(ConnectionClosed, AssertionError):  # somewhere in the middle
+            for number in range(1, 60):
+                await client.post(frames.Open(number, "/nowhere"), frames.Close(number))
+        while isinstance(frame := await client.next(), frames.Refuse | frames.Close):
             pass
-        # The end is told where there is room for it; otherwise the connection is all that ends.
-        assert frame is None or (isinstance(frame, frames.End) and frame.code == 4008)
+        assert frame is None or frame.code == 4008
         assert not (await client.resume()).resumed
-        await client.close()
 
 
 async def test_an_echo_of_much_more_than_all_buffers_comes_back(client):
@@ -456,25 +589,193 @@ async def test_an_echo_of_much_more_than_all_buffers_comes_back(client):
     await sending
 
 
-async def test_a_client_that_sends_without_end_and_never_acknowledges_is_let_go(log, transport):
-    small = Limits(inbound_bytes=100_000, outbound_bytes=100_000)
-    async with running(Gateway(routes(log), settings=Settings(timeouts=TIMES, limits=small))) as base:
-        client = SessionClient(base, transport=transport)
-        await client.connect()
-        channel = await client.open("/echo/a")
+def slow(log, gate):
+    """A route whose handler waits at the gate."""
+    route = Route("/slow")
 
-        async def flood():
-            while True:
-                await client.send(channel, b"x" * 20_000)
+    @route.on_message
+    async def _(handler, message):
+        await gate.wait()
+        log.note(len(message))
 
-        flooding = asyncio.create_task(flood())
-        while isinstance(await client.next(), frames.Data):
-            pass
-        flooding.cancel()
-        await asyncio.wait([flooding])
-        # Some echoes, until the buffer was half full; then what was taken in, eight times the buffer at the
-        # most, which is still handled before the end.
-        taken = [entry[0] for entry in log.entries].count("message")
-        assert taken * 20_000 <= 10 * small.inbound_bytes
-        assert not (await client.resume()).resumed
-        await client.close()
+    @route.on_close
+    async def _(handler, closing):
+        log.note("close", closing.reason, closing.code, closing.text)
+
+    return route
+
+
+@asynccontextmanager
+async def reading(client):
+    """Read and acknowledge all that comes: a log of the frames."""
+    heard = Log()
+
+    async def read():
+        while (frame := await client.next()) is not None:
+            heard.note(frame)
+            await client.acknowledge()
+
+    task = asyncio.create_task(read())
+    try:
+        yield heard
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_a_slow_handler_stops_its_channel_and_no_other(log, transport):
+    gate = asyncio.Event()
+    async with connected(transport, [slow(log, gate), *routes(log)], inbound_bytes=10_000) as client:
+        channel, other = await client.open("/slow"), await client.open("/echo/a")
+        async with reading(client) as heard:
+            sending = asyncio.create_task(send_many(client, channel, 20))
+            pings = 0
+            while client.credit[channel] > 0 or pings < 2:
+                pings += 1
+                await client.send(other, f"is anybody there? {pings}")
+                await heard.until(frames.Data(other, f"is anybody there? {pings}"))
+            # Half a window is granted again while no more than half a one waits, and one is with the handler.
+            assert client.credit[channel] <= 0
+            assert not sending.done()
+            gate.set()
+            await sending
+            await log.until_count(20, 1000)
+
+
+async def send_many(client, channel, count):
+    for _ in range(count):
+        await client.send(channel, b"x" * 1000)
+
+
+async def test_more_than_was_granted_closes_the_channel(log, transport):
+    gate = asyncio.Event()
+    async with connected(transport, [slow(log, gate), *routes(log)], inbound_bytes=10_000) as client:
+        channel, other = await client.open("/slow"), await client.open("/echo/a")
+        for _ in range(20):
+            await client.post(frames.Data(channel, b"x" * 1000))
+        assert await client.next() == frames.Close(channel, 1008, "more was sent than was granted")
+        await client.post(frames.Data(channel, b"ignored"), frames.Close(channel))
+        await client.send(other, "still here")
+        assert await client.message() == "still here"
+        gate.set()
+        await log.until("close", Reason.PARSE_ERROR, 1008, "more was sent than was granted")
+        assert 8 <= log.entries.count(1000) <= 13, "all that was granted was handled"
+
+
+async def test_a_message_over_the_limit_closes_its_channel(log, transport):
+    async with connected(transport, [*routes(log)], message=100_000) as client:
+        assert client.welcome.message == 100_000
+        channel, other = await client.open("/echo/a"), await client.open("/echo/b")
+        await client.send(channel, "x" * 100_000)
+        assert await client.message() == "x" * 100_000
+        for data in ("x" * 100_001, "é" * 50_001, b"x" * 100_001):
+            await client.send(channel, data)
+            assert await client.next() == frames.Close(channel, 1009, "the message is too big")
+            await client.post(frames.Close(channel))
+            channel = await client.open("/echo/a")
+        await client.send(other, "still here")
+        assert await client.message() == "still here"
+
+
+async def test_the_application_may_not_send_more_than_the_limit_either(log, transport):
+    big = Route("/big")
+
+    @big.on_message
+    async def _(handler, message):
+        handler.write_message("first")
+        handler.write_message("x" * int(message))
+
+    async with connected(transport, [big], message=100_000) as client:
+        channel = await client.open("/big")
+        await client.send(channel, "100000")
+        assert [await client.message(), await client.message()] == ["first", "x" * 100_000]
+        await client.send(channel, "100001")
+        assert await client.message() == "first"
+        assert await client.next() == frames.Close(channel, 1009, "the message is too big")
+
+
+async def test_what_is_unfinished_is_bounded_over_all_channels(log, transport):
+    async with connected(transport, [*routes(log)], message=50_000) as client:
+        channels = [await client.open(f"/echo/{index}") for index in range(5)]
+        for channel in channels:
+            await client.post(frames.Data(channel, b"x" * 24_000, True))
+        late = frames.Close(channels[4], 1009, "too many messages of this page are unfinished")
+        assert await client.next() == late
+        await client.post(frames.Data(channels[0], b"end"))
+        assert await client.message() == b"x" * 24_000 + b"end"
+
+
+async def test_parts_of_two_kinds_end_the_session(client):
+    channel = await client.open("/echo/a")
+    await client.post(frames.Data(channel, "text", True), frames.Data(channel, b"bytes"))
+    end = await client.next()
+    assert isinstance(end, frames.End)
+    assert end.code == 1002
+
+
+async def test_a_page_that_fills_every_channel_is_not_read_any_further(log, transport):
+    gate = asyncio.Event()
+    bounds = {"inbound_bytes": 10_000, "message": 20_000}
+    async with connected(transport, [slow(log, gate), *routes(log)], **bounds) as client:
+        gc.collect()
+        (session,) = (
+            each for each in gc.get_objects() if type(each) is Session and each.id == client.welcome.session
+        )
+        channels = [await client.open("/slow") for _ in range(12)]
+        other = await client.open("/echo/other")
+        sending = asyncio.create_task(fill(client, channels, other))
+        for _ in range(100_000):
+            if session.held.is_full:
+                break
+            await asyncio.sleep(0)
+        for _ in range(2_000):  # turns in which more would be read
+            await asyncio.sleep(0)
+        assert session.held.is_full
+        assert session.held.size <= session.held.limit + 9_256
+        log.note("gate")
+        gate.set()
+        await sending
+        await log.until_count(24, 9_000)
+        await log.until("message", "behind it all")
+        assert log.entries.index(("message", "behind it all")) > log.entries.index("gate")
+        assert session.held.size == 0
+
+
+async def fill(client, channels, other):
+    """Two messages on each channel: as much as may be sent."""
+    for channel in channels * 2:
+        await client.post(frames.Data(channel, b"x" * 9_000))
+    await client.post(frames.Data(other, "behind it all"))
+
+
+MUCH: dict[str, Any] = {"text": "xé" + "x" * 5_000_000, "bytes": bytes(range(256)) * 20_000}
+
+
+@pytest.mark.parametrize("kind", MUCH)
+async def test_a_huge_message_each_way_delays_no_other_channel(client, kind):
+    """Counted in frames that lie between, not in time."""
+    huge, other = await client.open("/echo/huge"), await client.open("/echo/other")
+    wires = in_parts(huge, MUCH[kind])
+    assert len(wires) > 150
+    async with reading(client) as heard:
+        await client.send(other, "before")
+        sending = asyncio.create_task(client.send(huge, MUCH[kind]))
+        for index in range(3):
+            await client.send(other, f"up {index}")
+            await heard.until(frames.Data(other, f"up {index}"))
+        assert not sending.done(), "the others did not wait for all of it"
+        await sending
+        first = frames.decode(in_parts(huge, MUCH[kind])[0])
+        await heard.until(first)
+        begun = heard.entries.index(first)
+        asked = len(heard.entries)
+        await client.send(other, "down")
+        await heard.until(frames.Data(other, "down"))
+        between = heard.entries.index(frames.Data(other, "down")) - asked
+        last = frames.decode(wires[-1])
+        await heard.until(last)
+        echo = [frame.data for frame in heard.entries if frame.channel == huge]
+    assert echo[0][:0].join(echo) == MUCH[kind]
+    assert asked < begun + len(wires) / 2
+    # What was under way, and as much again that left before the question had arrived.
+    assert between <= 2 * UNDER_WAY / 24_000

@@ -55,7 +55,7 @@ def test_the_wheel_holds_what_the_gateway_reads(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     static = [f"static/{file.name}" for file in (ROOT / "static").iterdir()]
     assert "static/client.js" in static
-    for name in ("py.typed", *static):
+    for name in ("py.typed", "stores/redis.lua", *static):
         assert f"gateway/{name}" in names
     # Nothing else lands at the top of site-packages.
     tops = {name.partition("/")[0] for name in names}

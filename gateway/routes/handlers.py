@@ -19,7 +19,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
-from gateway.application import Application, Channel, Refused, Request
+from gateway.application import OVERFLOWS, Application, Channel, Overflow, Refused, Request
+from gateway.hooks import Hook, as_hooks
 from gateway.protocol.handshake import Code
 from gateway.protocol.handshake import Refused as RequestRefused
 from gateway.protocol.origins import OriginPolicy
@@ -41,7 +42,9 @@ class Route:
     `pattern` is a path (`/chat`), may hold names (`/chat/{room}`), or is a compiled regular
     expression for the whole path. `origins` lists who may connect: `https://host[:port]`, `host`,
     `*.example.com` or `*`; without it, pages of the same origin. `auth(request)` returns the user,
-    or something false to answer 401.
+    or something false to answer 401. `cleanup` is one hook or several, for the end of each session that
+    has used the route. `overflow` says what becomes of a message when a client takes nothing and its buffer is
+    full: `close` the connection, `drop_oldest` of its messages, or drop all but the `latest`.
 
     The functions are given here, or by the decorators. Raises `ValueError` for what cannot work, and
     `TypeError` for what is no function.
@@ -56,13 +59,19 @@ class Route:
         on_close: Function | None = None,
         origins: Iterable[str] | str | None = None,
         auth: Function | None = None,
+        cleanup: Function | Hook | Iterable[Function | Hook] = (),
+        overflow: Overflow = "close",
     ) -> None:
+        if overflow not in OVERFLOWS:
+            raise ValueError(f"overflow is one of {', '.join(OVERFLOWS)}, not {overflow!r}")
+        self.overflow = overflow
         self.pattern = Pattern(pattern)
         if isinstance(origins, str):
             origins = [origins]
         self.origins = None if origins is None else OriginPolicy(origins)
         self.functions: dict[str, Function] = {}
         self.auth: Function | None = None
+        self.hooks: tuple[Hook, ...] = as_hooks(cleanup)
         for name, function in (("open", open), ("on_message", on_message), ("on_close", on_close)):
             if function is not None:
                 self._set(name, function)
@@ -81,6 +90,13 @@ class Route:
         """Decorate `on_close(handler)` or `on_close(handler, closing)`: called once, at the end."""
         return self._set("on_close", function)
 
+    def cleanup(self, function: F) -> F:
+        """Decorate `cleanup(end)`: called once with a `gateway.SessionEnd`, when a session that has used
+        the route is over for good.
+        """
+        self.hooks += as_hooks(function)
+        return function
+
     @property
     def is_reserved(self) -> bool:
         """Whether its pattern lies where the gateway's own paths are."""
@@ -98,7 +114,9 @@ class Route:
         `patience` in s: for a client that does not read, see `write_message`. `origins`: where the
         route lists none.
         """
-        application = HandlerApplication(self.pattern.text, self.functions, threads, patience)
+        application = HandlerApplication(
+            self.pattern.text, self.functions, threads, patience, overflow=self.overflow
+        )
         authenticate = None if self.auth is None else _Authenticator(self.pattern.text, self.auth, threads)
         return Mount(self.pattern, application, self.origins or origins, authenticate)
 
@@ -178,9 +196,16 @@ class HandlerApplication(Application):
     """Serves the channels of one route with its functions."""
 
     def __init__(
-        self, name: str, functions: Mapping[str, Function], threads: Threads, patience: float
+        self,
+        name: str,
+        functions: Mapping[str, Function],
+        threads: Threads,
+        patience: float,
+        *,
+        overflow: Overflow = "close",
     ) -> None:
         self.name = name
+        self._overflow: Overflow = overflow
         self._caller = Caller(threads)
         self._patience = patience
         self._open = functions.get("open")
@@ -203,6 +228,7 @@ class HandlerApplication(Application):
 
     def open(self, channel: Channel) -> Awaitable[None] | None:
         """A new client."""
+        channel.overflow = self._overflow
         handler = self._handlers[channel] = Handler(channel, self._patience)
         self._idle.clear()
         return self._ask(self._open, handler) if self._open is not None else None
@@ -279,6 +305,7 @@ class Handler:
         self.channel = channel
         self.session: dict[str, Any] = channel.data
         self.request = HandlerRequest(channel.request)
+        self._data: dict[str, Any] = {}  # where nothing is recorded
         self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
@@ -315,6 +342,43 @@ class Handler:
             return
         with contextlib.suppress(RuntimeError):  # the loop has ended, and the connection with it
             self._loop.call_soon_threadsafe(self.channel.close, code, reason)
+
+    @property
+    def id(self) -> str:
+        """The session's id. All channels of one page share it, and it survives a reload."""
+        return self.channel.id
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What is kept with the session, for its cleanup hooks and for whoever resumes it: JSON.
+
+        It is one dict for all channels of a page, and saved after `open`, when the connection is lost, and
+        every few seconds if it has changed; `save` does it now.
+        """
+        entry = self.channel.entry
+        return self._data if entry is None else entry.data
+
+    def save(self) -> Saving:
+        """Record `data` now. In a thread it returns when that is done; in a coroutine, `await` it.
+
+        The result is False where the store cannot be reached: then it is recorded when it is back.
+        Raises `TypeError` if `data` is not JSON.
+        """
+        entry = self.channel.entry
+        if entry is None:
+            return Saving(None)
+        entry.check_data()
+        if threading.get_ident() == self._loop_thread:
+            return Saving(asyncio.ensure_future(entry.save()))
+        saving = entry.save()
+        try:
+            done = asyncio.run_coroutine_threadsafe(saving, self._loop).result(self._patience)
+        except RuntimeError:  # the loop has ended
+            saving.close()
+            done = False
+        except TimeoutError:
+            done = False
+        return Saving(None, done=done)
 
     def get_argument(self, name: str, default: Any = _REQUIRED, strip: bool = True) -> Any:
         """The last value of a query parameter. Refuses the client with 400 if it has none."""
@@ -401,6 +465,24 @@ class Sent:
     def __await__(self) -> Generator[Any, None, None]:
         if self._channel.congested:
             yield from self._channel.drain().__await__()
+
+
+class Saving:
+    """Await it to wait for the store. True or false in a thread: whether it was recorded."""
+
+    __slots__ = ("_done", "_task")
+
+    def __init__(self, task: asyncio.Future[bool] | None, *, done: bool = True) -> None:
+        self._task = task
+        self._done = done
+
+    def __bool__(self) -> bool:
+        return self._done if self._task is None else self._task.done() and self._task.result()
+
+    def __await__(self) -> Generator[Any, None, bool]:
+        if self._task is None:
+            return self._done
+        return (yield from asyncio.shield(self._task).__await__())
 
 
 class HandlerRequest:

@@ -13,6 +13,7 @@ from typing import Any
 
 from gateway.access import Access, Authenticate
 from gateway.application import Application, Channel, Directory, Request, Served
+from gateway.ledger import user_text
 from gateway.protocol.handshake import Code, Refused
 from gateway.protocol.origins import Origin, OriginPolicy
 from gateway.protocol.reasons import Closing
@@ -87,7 +88,15 @@ class Mount:
         located = replace(request, params=params)
         self.access.check_origin(located, "GET")
         user = await self.access.authenticate(located)
-        return Served(self.application, located, user)
+        return Served(self.application, located, user, self.pattern.text)
+
+    async def check(self, request: Request, admitted: Request | None, user: Any) -> None:
+        """See `Directory.check`."""
+        self.access.check_origin(request, "GET")
+        if admitted is not None:
+            await self.access.check_user(request, admitted, user)
+        elif user_text(await self.access.authenticate(request)) != user:
+            raise Refused(Code.FORBIDDEN, "the session belongs to another user")
 
 
 class RouteTable(Directory):
@@ -116,6 +125,14 @@ class RouteTable(Directory):
             raise not_found()
         mount, params = found
         return await mount.serve(request, params)
+
+    async def check(self, request: Request, admitted: Request | None, user: Any) -> None:
+        """See `Directory.check`."""
+        found = self.match(request.path)
+        if found is None:
+            raise not_found()
+        mount, params = found
+        await mount.check(replace(request, params=params), admitted, user)
 
 
 def not_found() -> Refused:

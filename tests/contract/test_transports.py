@@ -19,7 +19,16 @@ from gateway.protocol.handshake import Refused
 from gateway.protocol.packets import MESSAGE, PacketType, Wire
 from gateway.protocol.payloads import encode_payload
 from gateway.protocol.reasons import Reason
-from gateway.transports import MemoryTransport, Overlap, PollingTransport, Transport
+from gateway.transports import (
+    AHEAD,
+    BESIDE,
+    MemoryTransport,
+    Overlap,
+    PollingTransport,
+    Transport,
+    Turn,
+    WrongNumber,
+)
 from gateway.wires.request import refusal
 from gateway.wires.server import make_runner
 from gateway.wires.websocket import WebSocketTransport
@@ -474,57 +483,226 @@ async def test_the_next_get_says_that_the_last_answer_was_delivered(polling):
     polling.write(["4a"])
     polling.poll(lambda body: None)
     polling.undelivered(respond)
-    assert owner_of(polling).returned_packets == [[]]
+    assert owner_of(polling).returned_packets == []
 
 
 async def test_a_get_that_is_sent_again_gets_the_same_answer(polling):
-    first: list[str] = []
-    again: list[str] = []
-    respond = first.append
-    polling.poll(respond, "x")
+    answers: list[str] = []
+    respond = answers.append
+    polling.poll(respond, 1)
     polling.write(["4a", "4b"])
-    polling.poll(again.append, "x")
-    assert first == again == ["4a\x1e4b"]
+    for _ in range(3):
+        polling.poll(answers.append, 1)
+    assert answers == ["4a\x1e4b"] * 4
     polling.undelivered(respond)
     assert owner_of(polling).returned_packets == [], "they are under way a second time"
+    assert not polling.writable
 
 
-async def test_a_get_that_is_sent_again_takes_the_place_of_the_one_that_waits(polling):
+async def test_a_numbered_answer_that_could_not_be_written_waits_for_the_repetition(polling):
+    answers: list[str] = []
+    respond = answers.append
+    polling.poll(respond, 1)
+    polling.write(["4a"])
+    polling.undelivered(respond)
+    assert owner_of(polling).returned_packets == [[]], "the client has gone, but may have read it"
+    polling.poll(answers.append, 1)
+    assert answers == ["4a"] * 2
+
+
+async def test_a_waiting_get_that_is_sent_again_is_answered_with_nothing_and_so_is_the_new_one(polling):
+    """Nobody knows to which of the two the client listens. Two different answers would lose one of them."""
     first: list[str] = []
     again: list[str] = []
-    polling.poll(first.append, "x")
-    polling.poll(again.append, "x")
-    assert first == ["6"]
+    polling.poll(first.append, 1)
+    polling.poll(again.append, 1)
+    polling.poll(again.append, 1)
+    assert (first, again) == (["6"], ["6", "6"])
+    polling.poll(again.append, 2)
     polling.write(["4a"])
-    assert again == ["4a"]
+    assert again == ["6", "6", "4a"]
     assert owner_of(polling).lost_for is None
 
 
-async def test_after_a_get_was_doubled_the_next_one_is_no_overlap(polling):
+async def test_a_get_that_left_unanswered_may_be_sent_again(polling):
     answers: list[str] = []
-    polling.poll(answers.append, "x")
-    polling.poll(answers.append, "x")
-    polling.poll(answers.append, "y")
-    assert answers == ["6", "6"]
+    respond = answers.append
+    polling.poll(respond, 1)
+    assert polling.abandon(respond)
+    polling.poll(answers.append, 1)
     polling.write(["4a"])
-    assert answers == ["6", "6", "4a"]
+    assert answers == ["4a"]
+
+
+async def test_a_client_that_goes_on_is_not_held_by_the_get_it_left(polling):
+    answers: list[str] = []
+    polling.poll(answers.append, 1)
+    polling.poll(answers.append, 2)
+    polling.write(["4a"])
+    assert answers == ["6", "4a"]
+
+
+@pytest.mark.parametrize("number", [1, 4, 5, 10**14])
+async def test_another_number_of_a_get_is_refused_and_ends_nothing(polling, number):
+    for good in (1, 2):
+        polling.poll(lambda body: None, good)
+        polling.write(["4a"])
+    with pytest.raises(WrongNumber):
+        polling.poll(lambda body: None, number)
+    answers: list[str] = []
+    polling.poll(answers.append, 2)
+    polling.poll(answers.append, 3)
+    polling.write(["4b"])
+    assert answers == ["4a", "4b"]
+    assert owner_of(polling).lost_for is None
+
+
+async def test_a_get_that_is_sent_again_for_less_gets_the_beginning_and_the_rest_goes_first(polling):
+    answers: list[str] = []
+    polling.poll(answers.append, 1, 100)
+    polling.write(["4abc", b"def", "4é", "4ghi"])
+    polling.poll(answers.append, 1, 10)  # 4 + 1 + 5 bytes
+    polling.poll(answers.append, 1, 9)
+    polling.poll(answers.append, 1, 1)  # one packet at the least
+    polling.poll(answers.append, 1, 1000)
+    assert answers[1:] == ["4abc\x1ebZGVm", "4abc", "4abc", "4abc"]
+    assert owner_of(polling).returned_packets == [["4é", "4ghi"], [b"def"]]
 
 
 async def test_a_post_that_is_sent_again_is_taken_once(polling):
-    for once in ("x", "x", "y", None, None):
-        if polling.begin_post(once):
-            polling.post(b"4a")
-            polling.end_post()
-    assert len(owner_of(polling).packets) == 4
+    for number in (1, 1, 2, 1, 2):
+        post = polling.begin_post(number)
+        if post.turn is Turn.NOW:
+            polling.post(b"4a", post)
+        polling.end_post(post)
+    assert len(owner_of(polling).packets) == 2
 
 
 async def test_a_post_that_was_not_taken_may_be_sent_again(polling):
-    assert polling.begin_post("x")
-    with pytest.raises(Overlap):
-        polling.begin_post("x")
-    polling.end_post()
+    """Its body was cut: the number is free. The repetition may come before that is noticed."""
+    cut = polling.begin_post(1)
+    again = polling.begin_post(1)
+    assert (cut.turn, again.turn) == (Turn.STALE, Turn.NOW)
+    polling.end_post(cut)
+    polling.end_post(again)
+    third = polling.begin_post(1)
+    polling.post(b"4a", third)
+    polling.end_post(third)
+    assert polling.begin_post(1).turn is Turn.TAKEN
+    assert owner_of(polling).packets == ["a"]
+
+
+async def test_posts_are_delivered_in_the_order_of_their_numbers(polling):
+    waiting = {}
+    moved: list[int] = []
+    for number in (3, 2, 1):
+        waiting[number] = polling.begin_post(number)
+        waiting[number].moved = lambda number=number: moved.append(number)
+    assert [post.turn for post in waiting.values()] == [Turn.LATER, Turn.LATER, Turn.NOW]
+    for number in (1, 2, 3):
+        assert waiting[number].turn is Turn.NOW
+        polling.post(b"4%d" % number, waiting[number])
+        polling.end_post(waiting[number])
+    assert owner_of(polling).packets == ["1", "2", "3"]
+    assert moved == [2, 3]
+
+
+async def test_an_early_post_that_is_sent_again_takes_the_place_of_the_older_one(polling):
+    older, newer = polling.begin_post(2), polling.begin_post(2)
+    assert (older.turn, newer.turn) == (Turn.STALE, Turn.LATER)
+    polling.end_post(older)
+    first = polling.begin_post(1)
+    polling.post(b"41", first)
+    polling.end_post(first)
+    assert newer.turn is Turn.NOW
+
+
+async def test_an_early_post_that_leaves_makes_room_for_its_repetition(polling):
+    polling.end_post(polling.begin_post(2))
+    first = polling.begin_post(1)
+    polling.post(b"41", first)
+    polling.end_post(first)
+    assert polling.begin_post(2).turn is Turn.NOW
+
+
+async def test_a_post_that_is_sent_again_while_it_is_delivered_waits_and_is_taken(polling):
+    first = polling.begin_post(1)
+    steps = polling.post_in_steps(b"4a", first)
+    next(steps)
+    again, second = polling.begin_post(1), polling.begin_post(2)
+    assert (again.turn, second.turn) == (Turn.LATER, Turn.LATER)
+    list(steps)
+    polling.end_post(first)
+    assert (again.turn, second.turn) == (Turn.TAKEN, Turn.NOW)
+    assert owner_of(polling).packets == ["a"]
+
+
+async def test_a_post_that_is_too_far_ahead_is_refused_and_ends_nothing(polling):
+    early = [polling.begin_post(number) for number in range(2, AHEAD + 1)]
+    assert {post.turn for post in early} == {Turn.LATER}
+    with pytest.raises(WrongNumber):
+        polling.begin_post(AHEAD + 1)
+    assert polling.begin_post(1).turn is Turn.NOW
     assert owner_of(polling).lost_for is None
-    assert polling.begin_post("x")
+
+
+async def test_when_polling_is_over_early_posts_are_refused(polling):
+    early = polling.begin_post(2)
+    polling.close(Reason.CLIENT_CLOSE)
+    assert early.turn is Turn.STALE
+
+
+async def test_a_post_in_parts_is_delivered_once_however_it_is_cut(polling):
+    whole = [b"4%d" % number for number in range(6)]
+    for skip, count in ((0, 2), (0, 2), (0, 3), (1, 1), (2, 3), (0, 6), (0, 2), (4, 2)):
+        post = polling.begin_post(1)
+        if post.turn is Turn.NOW:
+            some = whole[skip : skip + count]
+            polling.post(b"\x1e".join(some), post, skip, skip + count < 6)
+        polling.end_post(post)
+    assert owner_of(polling).packets == list("012345")
+    second = polling.begin_post(2)
+    assert second.turn is Turn.NOW
+    polling.post(b"4z", second)
+    assert owner_of(polling).packets[-1] == "z"
+
+
+async def test_the_next_post_waits_for_all_parts(polling):
+    second, first = polling.begin_post(2), polling.begin_post(1)
+    polling.post(b"4a", first, 0, True)
+    polling.end_post(first)
+    assert second.turn is Turn.LATER
+    rest = polling.begin_post(1)
+    polling.post(b"4b", rest, 1)
+    polling.end_post(rest)
+    assert second.turn is Turn.NOW
+
+
+async def test_a_part_whose_beginning_is_missing_is_refused_and_ends_nothing(polling):
+    post = polling.begin_post(1)
+    with pytest.raises(WrongNumber):
+        polling.post(b"4b", post, 1)
+    polling.end_post(post)
+    assert owner_of(polling).packets == []
+    assert owner_of(polling).lost_for is None
+
+
+async def test_pongs_and_beacons_wait_for_no_other_post_and_are_few(polling):
+    polling.poll(lambda body: None, 1)
+    early, first = polling.begin_post(2), polling.begin_post(1)
+    beside = [polling.begin_post() for _ in range(BESIDE)]
+    assert {post.turn for post in beside} == {Turn.NOW}
+    with pytest.raises(WrongNumber):
+        polling.begin_post()
+    for post in beside:
+        polling.post(b"4B", post)
+        polling.end_post(post)
+    assert owner_of(polling).packets == ["B"] * BESIDE
+    assert (first.turn, early.turn) == (Turn.NOW, Turn.LATER)
+    polling.post(b"41", first)
+    polling.end_post(first)
+    assert early.turn is Turn.NOW
+    assert polling.begin_post().turn is Turn.NOW
 
 
 async def test_overlapping_requests_raise_and_are_the_end(polling):

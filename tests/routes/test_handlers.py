@@ -47,6 +47,11 @@ def test_a_second_function_for_the_same_event_is_refused():
         route.open(one)
 
 
+def test_what_is_no_way_to_overflow_is_refused():
+    with pytest.raises(ValueError, match="close, drop_oldest, latest, not 'newest'"):
+        Route("/a", overflow="newest")  # type: ignore[arg-type]
+
+
 def test_decorators_return_the_function():
     route = Route("/a")
     assert route.open(one) is one

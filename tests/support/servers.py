@@ -1,4 +1,4 @@
-"""The gateway, Squid and nginx as real processes with files of their own in a temporary directory.
+"""The gateway, Squid, nginx and Redis as real processes with files of their own in a temporary directory.
 
 Decides with which configuration a stranger would meet them: the gateway's defaults, Debian's rules
 for Squid, a bare nginx around the configuration that is under test. Knows nothing of the tests.
@@ -37,9 +37,13 @@ class Gateway(Server):
         directory: Path,
         config: str | None = None,
         env: Mapping[str, str] | None = None,
+        port: int | None = None,
     ) -> None:
-        """`config` is the text of a gateway.yaml, which is written into `directory` and given."""
-        self.port = free_port()
+        """`config` is the text of a gateway.yaml, which is written into `directory` and given.
+
+        `port` is that of an earlier one, which this one takes the place of.
+        """
+        self.port = port or free_port()
         command = [sys.executable, "-m", "gateway", "--port", str(self.port)]
         if config is not None:
             file = directory / "gateway.yaml"
@@ -159,6 +163,30 @@ class Nginx(Server):
 
     def stop(self, timeout: float = 5.0) -> None:
         super().stop(timeout)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Redis(Process):
+    """A Redis or Valkey on a unix socket, which keeps nothing on disk. `url` is what a store is given."""
+
+    def __init__(self, *options: str, directory: Path | None = None) -> None:
+        """`directory` is that of an earlier one, which this one takes the place of."""
+        # Not one of pytest's: the path of a socket may have a hundred letters, no more.
+        self.directory = directory or _directory("redis")
+        self.socket = self.directory / "redis.sock"
+        self.url = f"redis+unix://{self.socket}"
+        self.socket.unlink(missing_ok=True)
+        quiet = ["--port", "0", "--save", "", "--appendonly", "no", "--dir", self.directory]
+        super().__init__([part("redis"), *quiet, "--unixsocket", self.socket, *options], name="redis")
+        try:
+            self.wait_for_output("[Rr]eady to accept connections")
+        except BaseException:
+            self.stop()
+            raise
+
+    def remove(self) -> None:
+        """Stop it, and forget where it was."""
+        self.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 

@@ -18,17 +18,49 @@ from websockets.exceptions import ConnectionClosed
 from gateway.protocol import frames
 from gateway.protocol.packets import MESSAGE, PING, decode_text, message
 from gateway.protocol.payloads import decode_payload, encode_payload
+from gateway.protocol.sending import binary_parts, text_parts
 from tests.support.running import PATIENCE
 
 ENGINE = "/_gateway/engine/"
+FRAME_COST = 256
 Wire = str | bytes
+
+
+def in_parts(channel: int, data: Wire) -> list[Wire]:
+    """The frames of a message."""
+    if isinstance(data, str):
+        return text_parts(frames.channel_text(channel), data)
+    return binary_parts(frames.binary_prefix(channel), data)
+
+
+def size_of(data: Wire) -> int:
+    """In bytes."""
+    return len(data.encode()) if isinstance(data, str) else len(data)
+
+
+class Incoming(asyncio.Queue[Any]):
+    """A queue whose items can be looked at before they are taken. `changed` is set when there is one more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unread: list[Wire | None] = []
+        self.changed = asyncio.Event()
+
+    def put_nowait(self, item: Wire | None) -> None:
+        super().put_nowait(item)
+        self.unread.append(item)
+        self.changed.set()
+
+    def get_nowait(self) -> Any:
+        del self.unread[0]
+        return super().get_nowait()
 
 
 class Carrier(ABC):
     """One Engine.IO connection; `incoming` ends with None."""
 
     def __init__(self) -> None:
-        self.incoming: asyncio.Queue[Wire | None] = asyncio.Queue()
+        self.incoming = Incoming()
         self._reader: asyncio.Task[None] | None = None
 
     @abstractmethod
@@ -98,6 +130,7 @@ class PollingCarrier(Carrier):
         super().__init__()
         self._http = http
         self._url = url
+        self._posting = asyncio.Lock()  # one without numbers may not overlap another
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
@@ -114,7 +147,8 @@ class PollingCarrier(Carrier):
         return cls(http, f"{url}&sid={sid}")
 
     async def send(self, frame: Wire) -> None:
-        async with self._http.post(self._url, data=encode_payload([message(frame)])) as answer:
+        body = encode_payload([message(frame)])
+        async with self._posting, self._http.post(self._url, data=body) as answer:
             assert await answer.text() == "ok"
 
     async def leave(self) -> None:
@@ -144,7 +178,7 @@ class PollingCarrier(Carrier):
     async def _receive(self, body: bytes) -> None:
         for kind, data in decode_payload(body):
             if kind is PING:
-                async with self._http.post(self._url, data="3"):
+                async with self._posting, self._http.post(self._url, data="3"):
                     pass
             elif kind is MESSAGE:
                 self.incoming.put_nowait(data)
@@ -154,7 +188,10 @@ CARRIERS: dict[str, Any] = {"websocket": WebSocketCarrier, "polling": PollingCar
 
 
 class SessionClient:
-    """`welcome` is the last one; `received` counts numbered frames; `unacknowledged` is to be replayed."""
+    """`welcome` is the last one; `received` counts numbered frames; `unacknowledged` is to be replayed.
+
+    `credit` is what may be sent on each channel, by the frames that the test has read.
+    """
 
     def __init__(
         self, base: str, *, transport: str = "websocket", headers: dict[str, str] | None = None
@@ -168,6 +205,8 @@ class SessionClient:
         self.carrier: Any = None
         self.welcome: Any = None
         self._carriers: list[Carrier] = []
+        self.credit: dict[int, int] = {}
+        self._parts: dict[int, list[Any]] = {}
         self._dropped = 0
         self._channel = 0
 
@@ -218,6 +257,8 @@ class SessionClient:
         """Send numbered frames."""
         for frame in numbered:
             wire = frames.encode(frame)
+            if isinstance(frame, frames.Data) and frame.channel in self.credit:
+                self.credit[frame.channel] -= size_of(frame.data) + FRAME_COST
             self.unacknowledged.append(wire)
             await self.carrier.send(wire)
 
@@ -232,19 +273,37 @@ class SessionClient:
     async def ask(self, url: str, protocols: tuple[str, ...] = ()) -> int:
         """Ask for a channel; its number."""
         self._channel += 1
+        self.credit[self._channel] = self.welcome.window
         await self.post(frames.Open(self._channel, url, protocols))
         return self._channel
 
     async def send(self, channel: int, data: Wire) -> None:
-        """A message on a channel."""
-        await self.post(frames.Data(channel, data))
+        """A message on a channel, in parts if it is long. Waits for grants."""
+        for wire in in_parts(channel, data):
+            await self._may_send(channel)
+            frame = frames.decode(wire)
+            assert isinstance(frame, frames.Data)
+            await self.post(frame)
+
+    async def _may_send(self, channel: int) -> None:
+        """Return when a grant is here, whether or not the test has read it yet."""
+        async with asyncio.timeout(PATIENCE):
+            while self.credit[channel] + self._unread_grants(channel) <= 0:
+                self.carrier.incoming.changed.clear()
+                await self.carrier.incoming.changed.wait()
+
+    def _unread_grants(self, channel: int) -> int:
+        head = f"G{frames.channel_text(channel)}{{"
+        unread = self.carrier.incoming.unread
+        grants = [frames.decode(wire) for wire in unread if isinstance(wire, str) and wire.startswith(head)]
+        return sum(grant.bytes for grant in grants if isinstance(grant, frames.Grant))
 
     async def acknowledge(self) -> None:
         """Send an ack for all that was received."""
         await self.carrier.send(frames.encode(frames.Ack(self.received)))
 
     async def next(self) -> frames.Frame | None:
-        """The next numbered frame or end; None when the connection is over. Acks are noted."""
+        """The next numbered frame or end; None when the connection is over. Acks and grants are noted."""
         while True:
             frame = await self.frame()
             if isinstance(frame, frames.Ack):
@@ -253,13 +312,21 @@ class SessionClient:
                 continue
             if frame is not None and not isinstance(frame, frames.End):
                 self.received += 1
+            if isinstance(frame, frames.Grant):
+                self.credit[frame.channel] += frame.bytes
+                continue
             return frame
 
     async def message(self) -> Wire:
-        """The next frame's message."""
-        frame = await self.next()
-        assert isinstance(frame, frames.Data), frame
-        return frame.data
+        """The next message that is whole, whichever channel it is of."""
+        while True:
+            frame = await self.next()
+            assert isinstance(frame, frames.Data), frame
+            parts = self._parts.setdefault(frame.channel, [])
+            parts.append(frame.data)
+            if not frame.more:
+                del self._parts[frame.channel]
+                return "".join(parts) if isinstance(parts[0], str) else b"".join(parts)
 
     async def refusal(self) -> frames.Refuse:
         """The next frame, which refuses a channel."""

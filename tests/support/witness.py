@@ -72,6 +72,14 @@ class Witness(Application):
         return self.messages[sid]
 
 
+class PromptWitness(Witness):
+    """Is not awaited at the beginning, as what serves our own endpoint."""
+
+    def open(self, channel: Channel) -> None:  # type: ignore[override]
+        self.channels[channel.id] = channel
+        self.messages[channel.id] = []
+
+
 class Endpoint:
     """What a test sees of the server."""
 
@@ -116,12 +124,25 @@ class Endpoint:
 
 @asynccontextmanager
 async def serve(
-    settings: Settings, *, access: Access | None = None, plain: bool = False, **options: Any
+    settings: Settings,
+    *,
+    access: Access | None = None,
+    plain: bool = False,
+    numbered: bool = False,
+    **options: Any,
 ) -> AsyncIterator[Endpoint]:
-    """Run an endpoint at `PATH`. `plain`: on aiohttp's own server; `options` are the runner's."""
-    witness, registry, ids = Witness(), Registry(settings), itertools.count(1)
+    """Run an endpoint at `PATH`, `numbered` as our own is. `plain`: on aiohttp's own server; `options` are
+    the runner's.
+    """
+    witness = PromptWitness() if numbered else Witness()
+    registry, ids = Registry(settings), itertools.count(1)
     engine = EngineEndpoint(
-        witness, settings, registry, access or Access(OriginPolicy()), lambda: f"sid-{next(ids)}"
+        witness,
+        settings,
+        registry,
+        access or Access(OriginPolicy()),
+        lambda: f"sid-{next(ids)}",
+        numbered=numbered,
     )
     app = web.Application()
     app.router.add_route("*", PATH, engine.handle)
