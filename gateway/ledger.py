@@ -34,6 +34,7 @@ _BEAT: Final = 0.5  # s between looks at the store, at the most
 _CLAIMS: Final = 256  # at the same time: stores write together what waits together
 _FAREWELL: Final = 1.0  # s for the store to be told of a stop
 _ADOPTED: Final = 500  # orphans taken in one look at the most
+_WORTH_IT: Final = 32  # places for orphans, to ask for them before it is time
 _TURN: Final = 200  # sessions whose data is looked at before others have a turn
 
 
@@ -305,6 +306,8 @@ class Ledger:
         self._claims: deque[tuple[Entry | None, Claim]] = deque()  # to be cleaned up
         self._missed: dict[Entry, None] = {}  # changed while the store was down
         self._unfinished: list[tuple[Entry | None, Claim]] = []  # likewise
+        self._orphans = 0  # taken, and there are more
+        self._more = False  # orphans, perhaps, than there was room for
         self._claiming = 0
         self._cleaning = 0
         self._cleaners = settings.limits.hooks * 4
@@ -325,6 +328,7 @@ class Ledger:
 
     async def stop(self) -> None:
         """Leave: what has not been finished is anyone's at once. The store is closed."""
+        self._capacity = _no_room
         tasks = [*self._busy, *filter(None, [self._runner])]
         self._runner = None
         for task in tasks:
@@ -398,14 +402,33 @@ class Ledger:
     async def _adopt_orphans(self) -> None:
         room = min(self._capacity() - len(self._claims), _ADOPTED)
         claims = await self.store.claim_orphans(self.node, room) if room > 0 else []
+        self._more = len(claims) == room
         if not claims:
+            self._count_orphans(0)
             return
-        lost = sum(claim.reason == Reason.NODE_LOST.name for claim in claims)
-        if lost:
-            log.warning("cleaning up after %d session%s of a lost node", lost, "s"[: lost > 1])
+        self._count_orphans(sum(claim.reason == Reason.NODE_LOST.name for claim in claims))
         self._empty_since = self.now()
         self._claims.extend((None, claim) for claim in claims)
         self._pump()
+
+    def _count_orphans(self, lost: int) -> None:
+        """Say when it begins, and when it was more than could be taken at once, how many there were."""
+        if lost and not self._orphans:
+            log.warning(
+                "cleaning up after %d session%s of a lost node%s",
+                lost,
+                "s"[: lost > 1],
+                ", and more" if self._more else "",
+            )
+        elif not self._more and self._orphans:
+            log.info("cleaning up after %d sessions of a lost node in all", self._orphans + lost)
+        self._orphans = self._orphans + lost if self._more else 0
+
+    async def _adopt_more(self) -> None:
+        try:
+            await self._adopt_orphans()
+        except StoreError as error:
+            self._trouble(error)
 
     async def _look_if_empty(self) -> None:
         limit, since = self._exit_when_empty, self._empty_since
@@ -502,8 +525,11 @@ class Ledger:
         return action
 
     def hurry(self, patience: float) -> None:
-        """The gateway stops: wait no longer than this, in s, for the applications of what is over."""
+        """The gateway stops: wait no longer than this, in s, for the applications of what is over, and
+        leave orphans to others.
+        """
         self._patience = min(self._patience, patience)
+        self._capacity = _no_room
 
     async def drained(self) -> None:
         """Return when every session that is over has been cleaned up after, or put off."""
@@ -655,6 +681,9 @@ class Ledger:
         finally:
             self._cleaning -= 1
             self._idle.set()
+            if self._more and self._capacity() >= _WORTH_IT:
+                self._more = False
+                self._spawn(self._adopt_more())
 
     async def _clean_one(self, entry: Entry | None, claim: Claim) -> None:
         try:
@@ -715,3 +744,7 @@ class Ledger:
         task = asyncio.get_running_loop().create_task(work)
         self._busy.add(task)
         task.add_done_callback(self._busy.discard)
+
+
+def _no_room() -> int:
+    return 0

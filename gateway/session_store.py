@@ -93,7 +93,8 @@ class Row:
 class SessionStore(ABC):
     """Promises:
 
-    - every method is one atomic act; what returns True, or a claim, has been recorded;
+    - every method is one atomic act (`save` and `park`: one for each session); what returns True, or a
+      claim, has been recorded;
     - calls of one node take effect in the order in which they were made;
     - nothing blocks the event loop; a store that cannot answer raises `StoreUnavailable` within a few
       seconds, one that refuses to write `StoreRefuses`;

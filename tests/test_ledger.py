@@ -428,6 +428,39 @@ async def test_the_sessions_of_a_node_that_fell_silent_are_cleaned_up_by_another
     assert other.reasons == [("s", "NODE_LOST")]
 
 
+async def test_the_sessions_of_a_lost_node_do_not_wait_for_one_look_after_the_other(
+    node, store, clock, caplog
+):
+    caplog.set_level(logging.INFO)
+    for index in range(2_000):
+        await node.opened(str(index))
+    other = Node(store, clock, "b", replace(SETTINGS, limits=Limits(hooks=10)))
+    await other.ledger.start()
+    running = 0
+    most = 0
+
+    async def clean(claim: Claim) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await Node.clean(other, claim)
+        running -= 1
+
+    other.ledger._clean = clean
+    other.ledger._capacity = lambda: 64 - running
+    clock.pass_(16)
+    await other.ledger.beat()
+    await other.ledger.drained()
+    while len(other.cleaned) < 2_000:
+        await settle()
+    assert sorted(claim.session.id for claim in other.cleaned) == sorted(map(str, range(2_000)))
+    assert most <= 64
+    assert [record.message for record in caplog.records] == [
+        "cleaning up after 64 sessions of a lost node, and more",
+        "cleaning up after 2000 sessions of a lost node in all",
+    ]
+
+
 async def test_a_node_that_beats_is_not_lost(node, store, clock):
     entry = await node.opened("s")
     other = Node(store, clock, "b")

@@ -1,11 +1,11 @@
 """Whatever page, network and gateway do to each other, in any order: nothing is lost in silence.
 
-Hypothesis chooses what happens; `tests/support/world.py` is where. Always: what was delivered is a prefix of what
-was sent, on each socket and in both directions, and a cleanup hook has succeeded at most once. In the end, when
-the network is good again: everything has arrived on sockets that are open, and every request was answered. And
-when nobody is there any more: the hook of each session has succeeded exactly once, and nothing is left.
+Hypothesis chooses what happens, in the world of `tests/support/world.py`. Always: what was delivered is a
+prefix of what was sent, on each socket and in both directions, and a hook has succeeded at most once. In the
+end, when the network is good again: everything has arrived on sockets that are open. And when nobody is there
+any more: every request was answered, each session's hook has succeeded exactly once, and nothing is left.
 
-`WALKS=500` and `STEPS=100` in the environment take longer walks.
+`WALKS=5000` and `STEPS=100` in the environment take longer walks.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from gateway.session_store import MemoryStore
 from tests.support.parts import in_ci
 from tests.support.world import SETTINGS, Book, NoWatch, Page, Polling, Server, Socket, VirtualLoop, settle
 
-WALKS = int(os.environ.get("WALKS", "60"))
-STEPS = int(os.environ.get("STEPS", "50"))
+WALKS = int(os.environ.get("WALKS", "300"))
+STEPS = int(os.environ.get("STEPS", "40"))
 
 RESTARTS = 3  # of the gateway in one walk
 PULSE = 0.25  # s between two moves of a page that lives
@@ -187,13 +187,55 @@ class World(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.3, 1.0]), kind=KINDS, size=SIZES, many=FEW)
     def there_is_traffic(self, seconds: float, kind: str, size: int, many: int) -> None:
+        self._talk(many, size)
+        self.run(self._live(seconds, kind))
+
+    def _talk(self, many: int, size: int) -> None:
+        """Everybody has something to say, to everybody."""
         for which, page in enumerate(self.pages):
             for socket in self._open_sockets(which):
                 for _ in range(many):
                     page.say(socket, size)
         for key in sorted(self.book.channels):
             self.run(self._send(key, many, size))
-        self.run(self._live(seconds, kind))
+
+    @rule(told=st.booleans(), kinds=st.tuples(KINDS, KINDS), size=SIZES, many=FEW, moved=st.booleans())
+    def all_that_is_under_way_is_lost(
+        self, told: bool, kinds: tuple[str, str], size: int, many: int, moved: bool
+    ) -> None:
+        self.run(self._live(0.5, kinds[0]))
+        self._talk(many, size)
+        for page in self.pages:
+            if moved:
+                self.run(self._call(page.move))
+                self._talk(many, size)
+            self.run(self._call(lambda page=page: page.cut(told=told)))
+        self.run(self._live(0.5, kinds[1]))
+
+    @rule(told=st.booleans(), size=SIZES, many=FEW)
+    def answers_are_lost(self, told: bool, size: int, many: int) -> None:
+        self.run(self._live(0.5, "polling"))
+        self._talk(many, size)
+        for page in self.pages:
+            self.run(self._call(page.move))
+            if isinstance(page.link, Polling):
+                self.run(self._call(lambda link=page.link: link.lose_answer_of_get(told=told)))
+                self.run(self._call(page.link.lose_answer_of_post))
+        self.run(self._live(0.5, "polling"))
+
+    @rule(size=SIZES, many=FEW, failing=st.booleans())
+    def everybody_changes_transport_while_talking(self, size: int, many: int, failing: bool) -> None:
+        self.run(self._live(0.5, "polling"))
+        for page in self.pages:
+            self._talk(many, size)
+            if isinstance(page.link, Polling):
+                self.run(self._call(page.link.probe))
+                self._talk(many, size)
+                self.run(self._call(page.move))
+                if failing and isinstance(page.link, Polling):  # or else it has gone over already
+                    self.run(self._call(page.link.fail_probe))
+            self._talk(many, size)
+        self.run(self._live(0.5, "polling"))
 
     @rule(seconds=st.sampled_from([1.0, 10.0]))
     def the_loop_is_blocked(self, seconds: float) -> None:
@@ -230,7 +272,8 @@ class World(RuleBasedStateMachine):
             assert socket.got == sent[: len(socket.got)], "to the page"
 
     @invariant()
-    def a_hook_succeeds_at_most_once(self) -> None:
+    def promises_are_kept(self) -> None:
+        assert self.book.broken == []
         assert all(times == 1 for times in self.book.cleaned.values())
 
     @invariant()
@@ -252,6 +295,7 @@ class World(RuleBasedStateMachine):
             self._nothing_is_left()
             self.run(self.server.stop())
         finally:
+            self.loop.run_until_complete(self.server.kill())  # a walk that failed has tasks yet
             self.loop.close()
 
     def _all_has_arrived(self) -> None:

@@ -392,6 +392,27 @@ async def test_a_process_that_dies_leaves_what_it_was_told_is_recorded(tmp_path:
         assert (await store.counts())[Phase.OPEN] == 500
 
 
+async def test_whatever_goes_wrong_is_told_to_those_who_wait(tmp_path: Path) -> None:
+    """An error that nobody has thought of ends neither the thread nor the waiting."""
+    broken = [True]
+
+    def clock() -> float:
+        if broken[0]:
+            raise LookupError("no clock today")
+        return 1.0
+
+    store = SqliteStore(tmp_path / "sessions.sqlite3", clock=clock, boot="one")
+    with pytest.raises(StoreUnavailable, match="no clock today"):
+        await store.open()
+    broken[0] = False
+    async with opened(store):
+        broken[0] = True
+        with pytest.raises(StoreUnavailable, match="no clock today"):
+            await store.add("a", Session("s"))
+        broken[0] = False
+        assert await store.add("a", Session("s"))
+
+
 # -- SQLite: clocks ----------------------------------------------------------------------------------------
 
 

@@ -391,5 +391,9 @@ test('an answer that was lost for another reason teaches nothing', () => {
   page.clock.pass(100);
   get().answer('4a');
   assert.equal(Number(get().query.max), 1_000_000);
+  get().answer('', 502);
+  page.clock.pass(100);
+  get().answer(`4${'x'.repeat(200_000)}`);
+  assert.equal(Number(get().query.max), 1_000_000, 'one 502 has many reasons');
   assert.equal(page.store.size, 0);
 });

@@ -19,7 +19,6 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _CHANNEL = re.compile(r"[1-9a-z][0-9a-z]{0,2}")
 _TEXT = re.compile(r"([1-9a-z][0-9a-z]{0,2})([:;.,])")
 _COUNT = re.compile(r"0|[1-9][0-9]{0,15}")
-_ESCAPE = re.compile(r"\\(.?)", re.DOTALL)
 _MAX_CONTROL = 16_384  # characters; a URL and some subprotocols, not a message
 _MAX_REASON = 123  # bytes: RFC 6455 section 5.5, a control frame holds 125 with the code
 
@@ -207,7 +206,7 @@ def encode(frame: Frame) -> str | bytes:
     return _encode_of_channel(frame)
 
 
-def _encode_of_channel(frame: Open | Accept | Refuse | Close | Grant | Dropped) -> str:
+def _encode_of_channel(frame: Frame) -> str:
     match frame:
         case Open(channel, url, protocols):
             return f"O{channel_text(channel)}" + _json(url=url, protocols=list(protocols))
@@ -266,15 +265,11 @@ def _text(separator: str, text: str) -> str:
         return text
     if SEPARATOR in text:
         raise FrameError("escaped text holds a raw separator")
-    return _ESCAPE.sub(_unescape, text)
-
-
-def _unescape(found: re.Match[str]) -> str:
-    if found[1] == "e":
-        return SEPARATOR
-    if found[1] == "\\":
-        return "\\"
-    raise FrameError("unknown escape")
+    # A row of backslashes begins with an escape, so that its pairs are found from the left.
+    pieces = [piece.replace("\\e", SEPARATOR) for piece in text.split("\\\\")]
+    if any("\\" in piece for piece in pieces):
+        raise FrameError("unknown escape")
+    return "\\".join(pieces)
 
 
 def _object(text: str) -> dict[str, Any]:

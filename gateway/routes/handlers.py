@@ -43,8 +43,8 @@ class Route:
     expression for the whole path. `origins` lists who may connect: `https://host[:port]`, `host`,
     `*.example.com` or `*`; without it, pages of the same origin. `auth(request)` returns the user,
     or something false to answer 401. `cleanup` is one hook or several, for the end of each session that
-    has used the route. `overflow` says what becomes of a message when a client takes nothing and its buffer is
-    full: `close` the connection, `drop_oldest` of its messages, or drop all but the `latest`.
+    has used the route. `overflow` says what becomes of a message when the buffer of a client is full:
+    `close` the connection, `drop_oldest` of its messages, or drop all but the `latest`.
 
     The functions are given here, or by the decorators. Raises `ValueError` for what cannot work, and
     `TypeError` for what is no function.

@@ -293,7 +293,7 @@ class SqliteStore(SessionStore):
         except StoreError as error:
             self._disconnect()
             return error
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
             # A full disk still answers this connection's questions, and could not make another's files. All
             # else is seen healed by a new connection only.
             if not _is_passing(error) or not self._roll_back():
@@ -388,6 +388,9 @@ def _create(path: Path) -> None:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise StoreUnusable(f"{path} is no file: give another --store")
+        # Asked, not tried: to close a file ends all locks that this process has on it.
+        if not os.access(path, os.W_OK):
+            raise StoreRefuses(f"cannot write {path}: it is read-only")
     except FileNotFoundError:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
 

@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 
 from gateway.config import Limits, Ping, Settings, Timeouts
 from tests.support.raw import TEXT, Raw, Response, request, text, upgrade
-from tests.support.witness import POLLING, WEBSOCKET, Endpoint, canary, serve
+from tests.support.witness import POLLING, WEBSOCKET, Endpoint, serve
 
 SETTINGS = Settings(
     ping=Ping(1.0, 30.0),
@@ -22,7 +23,7 @@ SETTINGS = Settings(
 
 @pytest.fixture(params=[False, True], ids=["our-server", "plain-aiohttp"])
 async def endpoint(request) -> AsyncIterator[Endpoint]:
-    async with serve(SETTINGS, plain=request.param, numbered=True) as running, canary(running):
+    async with serve(SETTINGS, plain=request.param, numbered=True) as running:
         yield running
 
 
@@ -80,6 +81,7 @@ async def client(endpoint) -> AsyncIterator[Client]:
         sid = await endpoint.handshake()
         assert ok(await endpoint.post(sid, b"3"))  # there is no connection before its first request
         yield Client(endpoint, sid, stack)
+        await endpoint.post(sid, b"1")
 
 
 def ok(response: Response) -> bool:
@@ -136,14 +138,17 @@ async def test_a_post_whose_body_was_cut_leaves_its_number_free(client):
     assert client.heard == ["whole"]
 
 
-async def test_a_post_that_hangs_is_replaced_by_its_repetition(client):
-    hangs = await client.begin(
-        client.post_bytes(1, b"4a").replace(b"Content-Length: 2", b"Content-Length: 9")
-    )
-    await client.endpoint.get("unknown")
-    assert ok(await client.post(1, b"4whole"))
-    assert (await hangs.response()).status == 503
-    assert client.heard == ["whole"]
+async def test_a_post_that_hangs_is_replaced_by_its_repetition_at_once():
+    patient = replace(SETTINGS, timeouts=replace(SETTINGS.timeouts, body=60.0))
+    async with serve(patient, numbered=True) as endpoint, AsyncExitStack() as stack:
+        client = Client(endpoint, await endpoint.handshake(), stack)
+        whole = client.post_bytes(1, b"4a")
+        hangs = await client.begin(whole.replace(b"Content-Length: 2", b"Content-Length: 9"))
+        await endpoint.get("unknown")
+        assert ok(await client.post(1, b"4whole"))
+        assert (await hangs.response()).status == 503
+        assert client.heard == ["whole"]
+        await endpoint.post(client.sid, b"1")
 
 
 async def test_a_post_in_parts(client):
@@ -287,3 +292,4 @@ async def test_elsewhere_a_query_of_the_client_means_nothing():
         assert stock.witness.messages[sid] == ["a", "a"]
         stock.witness.channels[sid].send("b")
         assert (await stock.ask(request("GET", target))).body == b"4b"
+        await stock.post(sid, b"1")

@@ -47,6 +47,7 @@ routes:
     on_message: door.message
   /slow:
     open: door.slow
+  /late:
     on_close: door.slow
 """
 
@@ -303,16 +304,19 @@ async def test_clients_without_resume_are_cleaned_up_after_before_the_stop(start
     assert gateway.output.rindex("said: closed") < gateway.output.rindex("said: cleanup")
 
 
-@pytest.mark.parametrize("path", ["/slow", "/door"])
+@pytest.mark.parametrize("path", ["/slow", "/late"])
 async def test_a_stop_ends_in_time_although_a_handler_blocks(start, client_of, path):
     gateway = await start()
     client = await client_of(gateway)
-    await client.open("/door")
-    await client.ask("/slow")
-    await until(gateway, "said: begins open")
+    await client.ask(path)
+    if path == "/slow":
+        await until(gateway, "said: begins open")
+    else:
+        assert await client.next() == frames.Accept(1)
     began = time.monotonic()
     gateway.send_signal(signal.SIGTERM)
     assert await ended(gateway) == 0
+    assert f"handlers that have not returned: {path} (1)" in gateway.output
     assert time.monotonic() - began < 5.0 + 3.0  # the drain, and the end of the process on a busy machine
 
 

@@ -109,16 +109,18 @@ async def survive(run: Run) -> Result:
             Gateway(directory=directory, config=talk.CONFIG, env={"XDG_STATE_HOME": str(directory / "state")})
         )
         host, port = gateway.host, gateway.port
-        # The outermost counts what the browsers do.
-        outer = Plain()
-        for box in [*[make() for make in reversed(run.boxes)], outer]:
+        boxes = [make() for make in reversed(run.boxes)]
+        if run.kind == "idle":
+            # The outermost counts what the browsers do.
+            boxes.append(Plain())
+        for box in boxes:
             await stack.enter_async_context(box)
             host, port = await box.start(host, port)
         command: list[str | Path] = [part("node"), PAGES, json.dumps({"port": port, **run.options})]
         pages = stack.enter_context(Process(command, name="pages"))
         result = Result(run)
         if run.kind == "idle":
-            await _watch_idleness(result, pages, outer)
+            await _watch_idleness(result, pages, boxes[-1])
         patience = run.seconds + PATIENCE
         said = await asyncio.to_thread(pages.wait_for_output, r'^\{"talks".*$', patience)
         await asyncio.to_thread(pages.wait)
@@ -158,35 +160,50 @@ def _read(result: Result, said: dict[str, Any], output: str) -> None:
     result.changes = said.get("changes", 0)
 
 
-TALK = ("sent", "delivered", "%", "out of order", "doubled", "lost", "closed", "reconnects", "silence", "ws")
+HEAD = """
+| weather | what came of it | new connections | told | silence |
+|---|---|---|---|---|"""
 
 
 def show(result: Result) -> str:
-    """A row of text for a person."""
-    run = result.run
-    title = f"{run.name:<34}"
-    reconnects = (
-        f"{result.reconnects} reconnects, {result.told('lost')} told, {result.told('gaps')} states lost"
-    )
-    if run.kind == "big":
-        took = (f"{what} {'-' if ms is None else f'{ms / 1000:.1f} s'}" for what, ms in result.took.items())
-        return f"{title} {', '.join(took)}; {reconnects}"
-    if run.kind == "idle":
-        each = result.requests / run.seconds / run.sessions
-        return (
-            f"{title} {each:.2f} requests/s, {result.connections / run.sessions:.1f} connections a page,"
-            f" answer after it {result.answered} ms; {reconnects}"
-        )
+    """A row of the table, for a person. Told: how often pages heard that they are without a connection."""
+    silence = f"{result.silence:.1f} s" if result.run.kind in ("talk", "changes") else ""
+    words = {"talk": _talk, "changes": _changes, "idle": _idle, "big": _big}[result.run.kind](result)
+    return f"| {result.run.name} | {words} | {result.reconnects} | {result.told('lost')} | {silence} |"
+
+
+def _talk(result: Result) -> str:
     percent = 100 * result.delivered / max(1, result.sent)
     # 99.996 is not 100.
-    whole = f"{percent:.3f}" if result.lost else "100"
-    text = (
-        f"{title} {result.delivered} of {result.sent} ({whole} %), {result.disordered} out of order,"
-        f" {result.doubled} doubled, {result.lost} lost, {result.wrong} wrong,"
-        f" {result.closed + result.unfinished} channels lost; {reconnects};"
-        f" longest silence {result.silence:.1f} s, on WebSocket {100 * result.on_websocket:.0f} %"
+    words = [f"{result.delivered} of {result.sent}: {f'{percent:.3f}' if result.lost else '100'} %"]
+    words.append("in order, once" if result.whole else _complaints(result))
+    if result.run.transport == "websocket":
+        words.append(f"{100 * result.on_websocket:.0f} % of the time on a WebSocket")
+    return ", ".join(words)
+
+
+def _complaints(result: Result) -> str:
+    channels = result.closed + result.unfinished
+    return (
+        f"**{result.lost} lost, {result.disordered} out of order, {result.doubled} doubled,"
+        f" {result.wrong} wrong, {channels} channels lost, {result.told('gaps')} states lost**"
     )
-    return f"{text}; {result.changes} changes" if run.kind == "changes" else text
+
+
+def _changes(result: Result) -> str:
+    return f"{result.changes} changes; {_talk(result)}"
+
+
+def _idle(result: Result) -> str:
+    run = result.run
+    words = f"{result.requests / run.seconds / run.sessions:.2f} requests/s, then an answer in "
+    words += f"{result.answered} ms"
+    return words if result.whole else f"{words}; {_complaints(result)}"
+
+
+def _big(result: Result) -> str:
+    took = result.took.items()
+    return ", ".join(f"{what} {'**never**' if ms is None else f'{ms / 1000:.1f} s'}" for what, ms in took)
 
 
 def weather(seconds: float = 120.0, sessions: int = 50) -> list[Run]:
@@ -230,7 +247,7 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints one line per run. Exit code 1 when something was lost, doubled or out of order."""
+    """Prints one row per run. Exit code 1 when something was lost, doubled or out of order."""
     flags = _flags(arguments)
     seconds = flags.minutes * 60
     if flags.box:
@@ -249,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         runs = [run for run in weather(seconds, flags.sessions) if (flags.only or "") in run.name]
     whole = True
+    print(HEAD.strip(), flush=True)
     for run in runs:
         result = asyncio.run(survive(run))
         print(show(result), flush=True)

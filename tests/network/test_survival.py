@@ -21,8 +21,8 @@ TRANSPORTS = ["polling", "websocket"]
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_two_seconds_of_nothing_again_and_again_lose_nothing(transport):
-    box = Drops(1.5, 2.0)
-    result = await survive(Run("drops", (lambda: box,), transport=transport, sessions=10, seconds=6.0))
+    box = Drops(3.0, 2.0)
+    result = await survive(Run("drops", (lambda: box,), transport=transport, sessions=10, seconds=8.5))
     assert result.whole, show(result)
     assert result.sent > 1000
     assert box.drops >= 2

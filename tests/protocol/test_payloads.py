@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.protocol.packets import CLOSE, MESSAGE, PONG, PacketError, message
-from gateway.protocol.payloads import can_carry, decode_payload, encode_payload
+from gateway.protocol.payloads import can_carry, count_fitting, decode_payload, encode_payload
 
 CARRIED = st.one_of(st.text(st.characters(exclude_characters="\x1e", codec="utf-8")), st.binary())
 
@@ -98,3 +98,10 @@ def test_any_body_is_packets_or_a_packet_error(body):
 )
 def test_what_polling_can_carry(packet, carried):
     assert can_carry(packet) is carried
+
+
+@given(st.lists(CARRIED, min_size=1), st.integers(0, 60))
+def test_as_many_fit_as_there_is_room_for_and_one_at_the_least(packets, room):
+    count = count_fitting(packets, room)
+    assert count == 1 or len(encode_payload(packets[:count]).encode()) <= room
+    assert count == len(packets) or len(encode_payload(packets[: count + 1]).encode()) > room

@@ -1,9 +1,9 @@
-"""A gateway, a page and the network between them, in one thread, on a clock that only moves when it is told to.
+"""A gateway, a page and the network between them, in one thread, on a clock that moves when it is told to.
 
 The gateway is the real one from the store to the polling transport: `Sessions`, `Ledger`, `Registry`,
-`Connection`, `PollingTransport`, `MemoryStore`. What is missing is HTTP: `Server.get` and `Server.post` do what
-`wires/http.py` does with a request. The page does what `static/client.js` does, without its pace: it moves
-when it is told to, and loses what it is told to lose.
+`Connection`, `PollingTransport`, `MemoryStore`. What is missing is HTTP: `Server.get` and `Server.post` do
+what `wires/http.py` does with a request. The page does what `static/client.js` does, without its pace: it
+moves when it is told to, and loses what it is told to lose.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from heapq import nsmallest
 from itertools import count
 from typing import Any
 
@@ -123,7 +122,13 @@ class Book:
     sessions: dict[str, str] = field(default_factory=dict)
     closed: dict[str, int] = field(default_factory=dict)
     attempts: dict[str, list[int]] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)  # promises; whoever asked would only log an exception
     cleaned: dict[str, int] = field(default_factory=dict)
+
+    def insist(self, kept: bool, promise: str) -> None:
+        """Write down that a promise was not kept."""
+        if not kept:
+            self.broken.append(promise)
 
 
 class App(Application, Directory):
@@ -140,7 +145,7 @@ class App(Application, Directory):
 
     def open(self, channel: Channel) -> None:
         key = channel.request.path.rpartition("/")[2]
-        assert key not in self.book.got, "opened twice"
+        self.book.insist(key not in self.book.got, f"{key} is opened once")
         self.book.got[key], self.book.sent[key] = [], []
         self.book.channels[key] = channel
         self.book.sessions[key] = channel.id
@@ -148,16 +153,16 @@ class App(Application, Directory):
 
     def message(self, channel: Channel, data: str | bytes) -> Any:
         key = channel.data["key"]
-        assert key not in self.book.closed, "a message after the end"
         assert isinstance(data, str)
+        self.book.insist(key not in self.book.closed, f"{key} gets nothing after its end")
         self.book.got[key].append(data)
         return asyncio.sleep(SLOW) if len(self.book.got[key]) % 5 == 0 else None
 
     def close(self, channel: Channel, closing: Closing) -> None:
         key = channel.data["key"]
-        assert key not in self.book.closed, "closed twice"
+        self.book.insist(key not in self.book.closed, f"{key} is closed once")
         self.book.closed[key] = closing.code
-        del self.book.channels[key]
+        self.book.channels.pop(key, None)
 
 
 class Cord:
@@ -249,7 +254,8 @@ class Server:
 
     async def _clean(self, claim: Claim) -> None:
         attempts = self.book.attempts.setdefault(claim.session.id, [])
-        assert claim.attempt not in attempts, "an attempt is made twice"
+        self.book.insist(claim.attempt not in attempts, f"{claim.session.id} is cleaned up once an attempt")
+        self.book.insist(claim.session.id not in self.book.cleaned, f"{claim.session.id} is cleaned up once")
         attempts.append(claim.attempt)
         await asyncio.sleep(HOOK)
         if await self.store.finish(self.ledger.node, claim):
@@ -386,6 +392,11 @@ class Polling:
     def send(self, *packets: str | bytes) -> None:
         """Put these into the next POST."""
         self._out += packets
+
+    @property
+    def left(self) -> list[str | bytes]:
+        """What goes over to the websocket."""
+        return self._out
 
     @property
     def is_idle(self) -> bool:
@@ -607,6 +618,7 @@ class Page:
             link.candidate = None
         elif "3probe" in candidate.sent and link.getting is None and link.posting is None:
             self.link = WebSocket(candidate, candidate.sent.index("3probe") + 1)
+            self.link.send(*link.left)
 
     def _write(self) -> None:
         if not self.welcomed or self.link is None or not self.link.is_idle:
@@ -698,8 +710,3 @@ class Page:
                 socket.ended = 1006
             else:
                 self._ask_for(socket)
-
-
-def soonest(server: Server) -> list[Any]:
-    """For a look at what a gateway waits for, when a test has failed."""
-    return nsmallest(5, server.registry.deadlines._heap)
