@@ -28,6 +28,8 @@ log = logging.getLogger("gateway")
 _BEAT = 0.2  # s between ticks at the most, so that a stall is noticed
 _FAREWELL = 2.0  # s for clients to fetch their last words: a live poller is back within a round trip
 _MANY = 100  # items that are over may stay in the heap; a closed connection weighs 8 kB
+_TURN = 0.002  # s that one tick may take: what follows from the end of a hundred sessions takes ten times that
+_LOOK = 8  # items between looks at the clock
 _QUANTUM = 0.005  # s between ticks at the least: deadlines that are close together share one
 
 
@@ -106,14 +108,14 @@ class Deadlines:
         if item.deadline <= now:
             item.judge(now)
 
-    def _arm(self, when: float) -> None:
+    def _arm(self, when: float, pause: float = _QUANTUM) -> None:
         now = self.now()
         if self._watch is None:
             self._watch = StallWatch()
             self._last_tick = now
         if self._timer is not None:
             self._timer.cancel()
-        self._tick_at = min(max(when, now + _QUANTUM), now + _BEAT)
+        self._tick_at = min(max(when, now + pause), now + _BEAT)
         self._timer = self._loop.call_at(self._tick_at, self._tick)
 
     def _rest(self) -> None:
@@ -147,17 +149,22 @@ class Deadlines:
         self._last_tick = now
         if self._watch is not None:
             self._watch.beat()
+        is_done = True
         try:
-            self._judge_due(now)
+            is_done = self._judge_due(now)
         finally:  # one item that fails does not end the heartbeat of all others
             if self._heap:
-                self._arm(self._heap[0][0])
+                self._arm(self._heap[0][0], _QUANTUM if is_done else 0.0)
             else:
                 self._rest()
 
-    def _judge_due(self, now: float) -> None:
+    def _judge_due(self, now: float) -> bool:
+        """Judge those whose time has come, for one turn. False: not all of them."""
         heap = self._heap
+        until, looks = now + _TURN, count(1)
         while heap and heap[0][0] <= now:
+            if not next(looks) % _LOOK and self.now() > until:
+                return False
             when, _, item = heappop(heap)
             if when != item.scheduled:
                 continue
@@ -166,6 +173,7 @@ class Deadlines:
             if item.deadline < item.scheduled:
                 item.scheduled = item.deadline
                 heappush(heap, (item.scheduled, next(self._order), item))
+        return True
 
 
 class _Reserved:

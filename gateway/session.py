@@ -443,9 +443,10 @@ class Session:
 
     def sign_in(self, user: Any) -> None:
         """A route knows who it is. Raises `Refused` if this user has too many sessions."""
-        if user is not None and str(user) not in self._users and not self._over:
-            self._sessions.admission.sign_in(str(user))
-            self._users.add(str(user))
+        name = user_text(user)
+        if name is not None and name not in self._users and not self._over:
+            self._sessions.admission.sign_in(name)
+            self._users.add(name)
 
     # -- sending -----------------------------------------------------------------------------------
 

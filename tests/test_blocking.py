@@ -113,8 +113,10 @@ async def test_f35_a_callback_that_blocks_the_loop_expires_nobody(
                 await trigger.answer_ping("4+0")
             assert "message" in log.entries
             assert [entry for entry in log.entries if entry not in ("open", "message")] == []
-            assert len(gateway._running.sessions) == 2 * CROWD + 1
-            assert len(gateway._running.registry.connections) == 2 * CROWD + 1
+            inside = gateway._running
+            assert inside is not None
+            assert len(inside.sessions) == 2 * CROWD + 1
+            assert len(inside.registry.connections) == 2 * CROWD + 1
             await trigger.close()
         assert crowd.failures == []
     (warning,) = [record.getMessage() for record in caplog.records if "blocked" in record.message]

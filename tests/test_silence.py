@@ -138,9 +138,11 @@ async def test_f3_f4_silent_sessions_are_noticed_in_time_and_over_after_their_gr
         with Crowd(lives) as silent:
             await watch.until(count, watch.heard, 60)
             await watch.until(count, watch.closed, PROMISE + GRACE + 5)
-            assert len(gateway._running.sessions) == 0
-            assert not gateway._running.registry.connections
-            assert gateway._running.registry.admission.total == 0
+            inside = gateway._running
+            assert inside is not None
+            assert len(inside.sessions) == 0
+            assert not inside.registry.connections
+            assert inside.registry.admission.total == 0
         assert silent.failures == []
     noticed = sorted(watch.detached[each] - watch.heard[each] for each in watch.heard)
     kept = sorted(watch.closed[each] - watch.detached[each] for each in watch.heard)
@@ -153,7 +155,7 @@ async def test_f3_f4_silent_sessions_are_noticed_in_time_and_over_after_their_gr
     assert noticed[0] >= PROMISE - LATE
     assert noticed[-1] <= PROMISE + MARGIN
     assert kept[0] >= GRACE
-    assert kept[-1] <= GRACE + MARGIN
+    assert kept[-1] <= GRACE + 1.0
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])

@@ -19,7 +19,7 @@ from gateway.application import Refused as ApplicationRefused
 from gateway.channels import EngineChannel
 from gateway.config import Settings
 from gateway.connection import Connection, settings_packet
-from gateway.ledger import Ledger
+from gateway.ledger import Ledger, user_text
 from gateway.protocol.forwarded import Network
 from gateway.protocol.handshake import POLLING, Code, Query, Refused, read_query
 from gateway.protocol.moves import State
@@ -134,8 +134,7 @@ class EngineEndpoint:
         if self._numbered and query.transport == POLLING:
             return self._reserve(seen)
         user = await self._access.authenticate(seen)
-        name = None if user is None else str(user)
-        connection = self._registry.create(self._new_sid(), seen.remote, name)
+        connection = self._registry.create(self._new_sid(), seen.remote, user_text(user))
         channel = EngineChannel(connection, seen, self._application, self._settings, user=user)
         channel.enlist(self._ledger, self._route)
         try:

@@ -15,8 +15,8 @@ from aiohttp import hdrs, web
 from gateway.application import Directory, Served
 from gateway.application import Refused as ApplicationRefused
 from gateway.channels import ServedChannel
-from gateway.ledger import Ledger
 from gateway.config import Settings
+from gateway.ledger import Ledger, user_text
 from gateway.protocol.forwarded import Network
 from gateway.protocol.handshake import WEBSOCKET, Code, Refused
 from gateway.protocol.heartbeat import SPARE, Heartbeat
@@ -249,8 +249,7 @@ class PlainEndpoint:
         channel = PlainChannel(
             self._new_id(), served, self._settings, self._registry.deadlines, _offered(request)
         )
-        user = None if served.user is None else str(served.user)
-        with self._registry.guest(channel.id, seen.remote, user):
+        with self._registry.guest(channel.id, seen.remote, user_text(served.user)):
             channel.enlist(self._ledger, served.route)
             return await self._serve(request, channel)
 

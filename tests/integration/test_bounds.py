@@ -19,7 +19,6 @@ import pytest
 
 from gateway import Gateway, Route
 from gateway.config import Limits, Ping, Settings, Timeouts
-from gateway.protocol import frames
 from gateway.wires.server import Site, make_runner
 from tests.support.raw import Raw, Response, request, upgrade
 from tests.support.running import PATIENCE, Log, running
@@ -194,7 +193,7 @@ async def test_f17_who_comes_too_often_is_told_to_wait_and_the_others_notice_not
 
 
 async def test_whoever_fails_to_sign_in_is_slowed_down_too(log):
-    asked = []
+    asked: list[Any] = []
     route = chat(log)
     route.authenticate(asked.append)
     async with running(Gateway([route], settings=limited(half_open=3, handshakes=1))) as base:
@@ -233,6 +232,7 @@ async def test_f8_a_handshake_that_nothing_follows_is_forgotten_in_time(log, tar
     gateway = Gateway([chat(log)], settings=SETTINGS)
     async with running(gateway) as base:
         answer = await handshake(base, target)
+        assert gateway._running is not None
         registry = gateway._running.registry
         began = asyncio.get_running_loop().time()
         assert registry.admission.total == 1
@@ -253,10 +253,11 @@ async def test_a_handshake_that_is_followed_is_a_connection(log):
     async with running(gateway) as base:
         for _ in range(5):  # each settles before the next one begins
             sid = sid_of(await handshake(base))
-            hello = b"4" + frames.encode(frames.Hello()).encode()
+            hello = b'4H{"v":1}'
             assert (await ask(base, request("POST", f"{OWN}polling&sid={sid}", body=hello))).body == b"ok"
             answer = await ask(base, request("GET", f"{OWN}polling&sid={sid}"))
             assert answer.body.startswith(b"4W{")
+        assert gateway._running is not None
         assert len(gateway._running.sessions) == 5
 
 

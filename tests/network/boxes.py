@@ -24,6 +24,7 @@ from tests.network.flows import (
     end_of_stream,
     length_of_body,
     pipe_after,
+    swallow,
     wants_upgrade,
 )
 
@@ -325,9 +326,9 @@ class BadGateway(Whole):
 
 
 class FailsOneInTen(Whole):
-    """A request fails by chance: one in ten is answered with 502 before it is passed on, and of the
-    others one in ten is passed on, its answer thrown away, and 502 sent in its place.
+    """One request in ten, by chance, is answered with 502, and of the others one in ten after it was passed on.
 
+    In the place of its own answer, then, which is thrown away.
     Load balancers with a machine that is going down, and proxies with too few connections.
     """
 
@@ -355,9 +356,9 @@ class FailsOneInTen(Whole):
 
 
 class SmallBodies(Whole):
-    """A POST that is too long is answered with 413, and its connection closed; an answer that is too long
-    is in turn cut in its middle and replaced by 502.
+    """A POST that is too long is answered with 413, an answer that is too long is cut or replaced by 502.
 
+    The connection of such a POST is closed. Answers are cut in their middle and replaced in turn.
     nginx and others with a limit on bodies (`client_max_body_size`), and inspection with little memory.
     """
 
@@ -399,19 +400,22 @@ class SmallBodies(Whole):
 
 
 class Drops(Plain):
-    """Every few seconds, for two: all connections are reset, and new ones are refused.
+    """Every few seconds all connections are reset, and for two seconds new ones are refused.
 
+    What was under way is lost.
     Tunnels, lifts, a hand-over between two radio cells or from Wi-Fi to mobile, a proxy that restarts.
     """
 
-    def __init__(self, every: float = 5.0, lasts: float = 2.0) -> None:
-        """Seconds between two drops, and of one drop."""
+    def __init__(self, every: float = 5.0, lasts: float = 2.0, under_way: float = 0.2) -> None:
+        """Seconds between two drops, and of one drop; what is sent `under_way` before it is lost."""
         super().__init__()
         self.every = every
         self.lasts = lasts
+        self.under_way = under_way
         self.drops = 0
         """Drops so far."""
         self._weather: asyncio.Task[None] | None = None
+        self._losing = False
         self._open: set[Flow] = set()
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
@@ -430,9 +434,18 @@ class Drops(Plain):
         self._open.add(flow)
         try:
             await flow.connect()
-            await flow.tunnel()
+            await flow.tunnel(self._carry, self._carry)
         finally:
             self._open.discard(flow)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(LIMIT):
+            if self._losing:
+                await swallow(reader)
+                return
+            writer.write(data)
+            await writer.drain()
+        end_of_stream(writer)
 
     async def _change(self) -> None:
         while True:
@@ -444,6 +457,9 @@ class Drops(Plain):
 
     async def begin(self) -> None:
         """A drop begins."""
+        self._losing = True
+        await asyncio.sleep(self.under_way)
+        self._losing = False
         self.leave()
         for flow in self._open:
             self.reset(flow)
@@ -454,7 +470,7 @@ class Drops(Plain):
 
 
 class Holds(Drops):
-    """Every few seconds, for two: no byte comes through, in no direction; then all of them do.
+    """Every few seconds, for two, no byte comes through in any direction; then all of them do.
 
     The same places, when the connection survives: a phone that changes cells, Wi-Fi with a microwave oven.
     """
@@ -478,7 +494,7 @@ class Holds(Drops):
 
 
 class FarAway(Plain):
-    """Every byte takes its time, and so does a new connection; there is room for as many as like.
+    """Every byte takes its time, and so does a new connection; there is room for any number of them.
 
     Satellites, the other side of the world by way of a company's tunnel. What TCP itself does on a long
     way, to begin slowly, is not here: loopback knows nothing of the distance.
@@ -569,9 +585,9 @@ class _Forgets(Plain):
 
 
 class IdleLimit(_Forgets):
-    """A connection on which nothing comes through for some seconds is closed; a GET that waits for as long
-    is in turn answered with 504 and cut off.
+    """A connection on which nothing comes through for some seconds is closed, also under a GET that waits.
 
+    The GET is in turn answered with 504 and reset.
     Proxies and load balancers: 60 s are usual (nginx, AWS), 30 s are common, 5 to 10 s exist.
     """
 

@@ -17,6 +17,11 @@ from tests.network.boxes import BOXES, WEATHER
 from tests.support.processes import ProcessFailed
 from tests.support.servers import Gateway, Squid
 
+SHELVES = {
+    "A page notices none of these:": BOXES,
+    "Weather, which takes its time (see docs/weather.md):": WEATHER,
+}
+
 
 def caption(text: object) -> str:
     """The first line of a docstring."""
@@ -31,12 +36,13 @@ async def lab(arguments: list[str]) -> None:
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         gateway = stack.enter_context(Gateway(*arguments, directory=directory))
-        print(f"{gateway.url:<28}the gateway itself")
-        for boxes in (BOXES, WEATHER):
-            for make in boxes.values():
+        print(f"{gateway.url:<26}the gateway itself")
+        for title, boxes in SHELVES.items():
+            print(title)
+            for name, make in boxes.items():
                 box = await stack.enter_async_context(make())
                 host, port = await box.start(gateway.host, gateway.port)
-                print(f"http://{f'{host}:{port}':<21}{caption(box)}")
+                print(f"http://{f'{host}:{port}':<19}{name:<18}{caption(box)}")
         show_squid(stack, gateway)
         print("Ctrl+C ends it.", flush=True)
         await over.wait()

@@ -426,6 +426,16 @@ async def test_drops_resets_all_and_refuses_new_ones_and_is_over_again(through, 
     assert (await within(2, reader.readuntil(b"\r\n\r\n"))).startswith(b"HTTP/1.1 200 ")
 
 
+async def test_what_is_under_way_when_a_drop_begins_is_lost(through, connect, upstream):
+    box = Drops(every=0.2, lasts=0.2, under_way=0.3)
+    reader, writer = await connect(await through(box))
+    await asyncio.sleep(0.3)
+    writer.write(SOME)
+    with pytest.raises(ConnectionResetError):
+        await within(2, reader.read(1))
+    assert upstream.reads == []
+
+
 async def test_holds_keeps_bytes_back_and_then_passes_them_on(through, connect, upstream):
     box = Holds(every=0.3, lasts=0.5)
     reader, writer = await connect(await through(box))

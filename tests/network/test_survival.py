@@ -61,7 +61,13 @@ async def test_big_messages_each_way(boxes, size):
 
 
 # A word into a connection that is dead, and nobody has said so, is sent again after a while.
-@pytest.mark.parametrize(("make", "patience"), [(IdleLimit, 1000), (ForgetfulNat, 10_000)])
+@pytest.mark.parametrize(
+    ("make", "patience"),
+    [
+        pytest.param(IdleLimit, 1000, id="idle_limit"),
+        pytest.param(ForgetfulNat, 10_000, id="forgetful_nat", marks=pytest.mark.slow),
+    ],
+)
 async def test_an_idle_page_notices_nothing_and_is_answered(make, patience):
     result = await survive(Run("idle", (lambda: make(2.5),), "idle", sessions=3, seconds=6.0))
     assert result.whole, show(result)

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 from gateway.application import Application, Channel, Directory, Request, Served
 from gateway.channels import EngineChannel
@@ -200,7 +200,8 @@ class Server:
     """One process. Everything but `start`, `stop` and `kill` is called while the loop runs."""
 
     def __init__(self, store: MemoryStore, book: Book, number: int, wall: Callable[[], float]) -> None:
-        self.store: Any = Cord(store)
+        self.cord = Cord(store)
+        self.store = cast(MemoryStore, self.cord)
         self.book = book
         ids = count(1)
         self.answers: list[Answer] = []
@@ -242,7 +243,7 @@ class Server:
 
     async def kill(self) -> None:
         """As SIGKILL does it: nothing of it is heard of again."""
-        self.store.is_cut = True
+        self.cord.is_cut = True
         self.registry.deadlines.stop()
         own = asyncio.current_task()
         others = [task for task in asyncio.all_tasks() if task is not own]
