@@ -52,8 +52,12 @@ def user_text(user: Any) -> str | None:
         return user
     try:
         return json.dumps(user, sort_keys=True)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
+        pass
+    try:
         return str(user)
+    except Exception:  # noqa: BLE001 - the application's own class: anything may come out of it
+        return object.__repr__(user)
 
 
 class Entry:
@@ -114,6 +118,7 @@ class Entry:
         try:
             if self._move(Event.ASK) is Action.RECORD:
                 self.opened = self._ledger.wall()
+            if not self._recorded:  # by nobody, or by somebody who is at it: it is to have this route, too
                 await self._ledger.record(self)
             elif news:
                 await self._ledger.save([self])
@@ -124,6 +129,7 @@ class Entry:
     def accepted(self) -> None:
         """It has said yes, or has been given up and may yet. `left` must follow."""
         self._kept = True
+        self._ledger.visited = True
 
     def refused(self) -> None:
         """It has said no, or was not asked after all."""
@@ -289,6 +295,7 @@ class Ledger:
         self.health = Health.OK
         self.counts: Counter[State] = Counter()
         self.entries: dict[str, Entry] = {}
+        self.visited = False  # somebody has been here
         self.on_empty: Callable[[], None] | None = None  # see `Settings.exit_when_empty`
         self.on_join: Callable[[str], None] | None = None  # told the name of the node
         self._lease = settings.timeouts.lease
@@ -298,6 +305,7 @@ class Ledger:
         self._capacity = capacity
         self._new_node = new_node
         self._renewed = self.now()
+        self._orphans_from = self._renewed  # not before: other nodes are to be heard first
         self._empty_since: float | None = None
         self._with_data: dict[Entry, None] = {}
         self._to_save: dict[Entry, None] = {}
@@ -305,6 +313,8 @@ class Ledger:
         self._waiting: dict[Entry, tuple[Claim, float]] = {}  # claimed; applications are at work
         self._claims: deque[tuple[Entry | None, Claim]] = deque()  # to be cleaned up
         self._missed: dict[Entry, None] = {}  # changed while the store was down
+        self._unremoved: dict[Entry, None] = {}  # likewise, refused
+        self._doubtful: set[str] = set()  # perhaps resumed, with an answer that got lost
         self._unfinished: list[tuple[Entry | None, Claim]] = []  # likewise
         self._orphans = 0  # taken, and there are more
         self._more = False  # orphans, perhaps, than there was room for
@@ -374,6 +384,9 @@ class Ledger:
 
     async def _renew(self) -> None:
         began = self.now()
+        if self.health is not Health.OK or began - self._renewed >= self._lease:
+            # Whatever kept us from renewing may have kept others: they live, and have a lease to say so.
+            self._orphans_from = began + self._lease
         if not await self.store.renew(self.node, self._lease):
             await self._lost()
             return
@@ -391,6 +404,7 @@ class Ledger:
         self._waiting.clear()
         self._claims.clear()
         self._unfinished.clear()
+        self._doubtful.clear()
         for entry in list(self.entries.values()):
             if entry.is_recorded:
                 self.move(entry, Event.LOST)
@@ -400,7 +414,8 @@ class Ledger:
         await self._heal()
 
     async def _adopt_orphans(self) -> None:
-        room = min(self._capacity() - len(self._claims), _ADOPTED)
+        is_time = self.now() >= self._orphans_from
+        room = min(self._capacity() - len(self._claims), _ADOPTED) if is_time else 0
         claims = await self.store.claim_orphans(self.node, room) if room > 0 else []
         self._more = len(claims) == room
         if not claims:
@@ -408,6 +423,7 @@ class Ledger:
             return
         self._count_orphans(sum(claim.reason == Reason.NODE_LOST.name for claim in claims))
         self._empty_since = self.now()
+        self.visited = True
         self._claims.extend((None, claim) for claim in claims)
         self._pump()
 
@@ -433,6 +449,8 @@ class Ledger:
     async def _look_if_empty(self) -> None:
         limit, since = self._exit_when_empty, self._empty_since
         if limit is None or since is None or self.present or self.now() - since < limit:
+            return
+        if self.is_cleaning or not self.visited:
             return
         if (await self.store.counts())[Phase.PARKED]:  # they may come back
             self._empty_since = self.now()
@@ -464,14 +482,20 @@ class Ledger:
         try:
             record = await self.store.resume(self.node, session_id)
         except StoreError as error:
+            if not isinstance(error, StoreRefuses):
+                self._doubtful.add(session_id)
             self._trouble(error)
             return None
         if record is None or session_id in self.entries:
             return None
+        return self._adopt(session_id, end, record)
+
+    def _adopt(self, session_id: str, end: End, record: Record) -> Entry:
         entry = self.entries[session_id] = Entry(self, session_id, end)
         entry.adopt(record)
         self.counts[entry.state] += 1
         self._empty_since = None
+        self.visited = True
         return entry
 
     async def park(self, parked: Sequence[tuple[Entry, float, bytes]]) -> bool:
@@ -528,14 +552,20 @@ class Ledger:
         """The gateway stops: wait no longer than this, in s, for the applications of what is over, and
         leave orphans to others.
         """
+        self._exit_when_empty = None
         self._patience = min(self._patience, patience)
         self._capacity = _no_room
 
     async def drained(self) -> None:
         """Return when every session that is over has been cleaned up after, or put off."""
-        while self._ended or self._waiting or self._claims or self._unfinished or self.running:
+        while self.is_cleaning:
             self._idle.clear()
             await self._idle.wait()
+
+    @property
+    def is_cleaning(self) -> bool:
+        """Whether there is a session that is over, and not cleaned up after or put off."""
+        return bool(self._ended or self._waiting or self._claims or self._unfinished or self.running)
 
     @property
     def running(self) -> int:
@@ -610,12 +640,12 @@ class Ledger:
         await self.save(entries)
 
     async def _remove(self, entry: Entry) -> None:
-        if entry.state.is_present:  # another application was asked meanwhile
-            return
+        if entry.state is not State.NEW and entry.state is not State.CLOSED:
+            return  # another application was asked meanwhile
         try:
             await self.store.remove(self.node, entry.id)
         except StoreError as error:
-            entry.is_recorded = True  # with no application: its end will be claimed, and no hook run
+            self._unremoved[entry] = None
             self._trouble(error)
 
     async def _save_changed(self) -> None:
@@ -671,6 +701,7 @@ class Ledger:
         now = self.now()
         for entry in [entry for entry, (_, until) in self._waiting.items() if until <= now]:
             log.warning("cleaning up after session %s, whose handlers have not returned", entry.id[:6] + "…")
+            entry.accepted()  # nobody knows: `open` may be at work yet
             self.idle(entry)
 
     async def _clean_on(self, entry: Entry | None, claim: Claim) -> None:
@@ -727,9 +758,13 @@ class Ledger:
         ]
         for entry in unrecorded:
             entry.is_recorded = await self.store.add(self.node, entry.record())
+        await self._end_doubtful()
         self.health = Health.OK
         missed, self._missed = self._missed, {}
         await self.save(missed)
+        unremoved, self._unremoved = self._unremoved, {}
+        for entry in unremoved:
+            await self._remove(entry)
         unfinished, self._unfinished = self._unfinished, []
         self._claims.extend(unfinished)
         log.info(
@@ -740,6 +775,14 @@ class Ledger:
         )
         self._pump()
 
+    async def _end_doubtful(self) -> None:
+        """What has become ours without our knowing has no client: it was told that the state is lost."""
+        for session_id in list(self._doubtful):
+            record = await self.store.resume(self.node, session_id)
+            self._doubtful.discard(session_id)
+            if record is not None and session_id not in self.entries:
+                self._adopt(session_id, _nobody, record).end(Reason.SHUTDOWN)
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._busy.add(task)
@@ -748,3 +791,7 @@ class Ledger:
 
 def _no_room() -> int:
     return 0
+
+
+def _nobody(reason: Reason) -> None:
+    """Serves a session that has no client."""

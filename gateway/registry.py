@@ -28,7 +28,7 @@ log = logging.getLogger("gateway")
 _BEAT = 0.2  # s between ticks at the most, so that a stall is noticed
 _FAREWELL = 2.0  # s for clients to fetch their last words: a live poller is back within a round trip
 _MANY = 100  # items that are over may stay in the heap; a closed connection weighs 8 kB
-_TURN = 0.002  # s that one tick may take: what follows from the end of a hundred sessions takes ten times that
+_TURN = 0.002  # s that one tick may take: what follows from the end of a session takes ten times that
 _LOOK = 8  # items between looks at the clock
 _QUANTUM = 0.005  # s between ticks at the least: deadlines that are close together share one
 
@@ -177,7 +177,7 @@ class Deadlines:
 
 
 class _Reserved:
-    """Handshakes that cost no more than a `sid` and a time, because nobody is asked before the second request.
+    """Handshakes that cost no more than a `sid` and a time: nobody is asked before the second request.
 
     `expire` is told of each that leads to nothing. `scheduled` belongs to the heap.
     """

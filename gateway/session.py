@@ -52,6 +52,7 @@ _PARKED_AT_ONCE = 1_000  # sessions in one write
 _POLICY = 1008  # RFC 6455 section 7.4.1
 _TOO_BIG = 1009  # RFC 6455 section 7.4.1
 _FRAME_COST = 256  # bytes that a data frame counts as beside its data: `docs/protocol.md`, rule 10
+_LAST_FRAMES = 0  # no channel's number: the lane of refusals and of closes
 _HELD = 4  # times `inbound_bytes`: what waits for all applications of a session before nothing is read
 
 
@@ -394,6 +395,7 @@ class Session:
         carrier, self._carrier = self._carrier, None
         if carrier is not None:
             carrier.data[_SESSION] = None
+            carrier.when_ready(_nothing)  # its last words may take a while, and need nothing of this
             if reason is not Reason.SLOW_CONSUMER and reason is not Reason.PARSE_ERROR:
                 for wire in self._sender.rest():
                     carrier.send(wire)
@@ -482,7 +484,8 @@ class Session:
         if self._sender.count >= 2 * self._settings.limits.outbound_messages:
             self.end(Reason.SLOW_CONSUMER)  # it opens and closes, and acknowledges nothing
             return
-        self._queue(number, (wire,), hold)
+        # The last frame of a channel that has nothing else waiting needs no lane of its own.
+        self._queue(number if hold or self._sender.waits(number) else _LAST_FRAMES, (wire,), hold)
 
     def accept(self, number: int, protocol: str) -> None:
         """The application has said yes; what it has said since goes next."""

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from types import FrameType
 
@@ -26,7 +27,7 @@ class StallWatch:
     def __init__(self) -> None:
         self._loop_thread = threading.get_ident()
         self._last_beat = time.monotonic()
-        self._seen = ""
+        self._seen: Counter[str] = Counter()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, name="gateway-stalls", daemon=True)
         self._thread.start()
@@ -36,9 +37,12 @@ class StallWatch:
         self._last_beat = time.monotonic()
 
     def culprit(self) -> str:
-        """What blocked, e.g. `on_message (chat.py:12)`; "" if nobody looked in time. Forgets it."""
-        seen, self._seen = self._seen, ""
-        return seen
+        """What blocked, e.g. `on_message (chat.py:12)`; "" if nobody looked in time. Forgets it.
+
+        What was seen most often: the last look may have been at what has piled up behind it.
+        """
+        seen, self._seen = self._seen, Counter()
+        return seen.most_common(1)[0][0] if seen else ""
 
     def stop(self) -> None:
         """End the thread."""
@@ -50,7 +54,7 @@ class StallWatch:
             if time.monotonic() - self._last_beat > 2 * LATE:
                 frame = sys._current_frames().get(self._loop_thread)
                 if frame is not None:
-                    self._seen = describe(frame)
+                    self._seen[describe(frame)] += 1
 
 
 def describe(frame: FrameType) -> str:

@@ -165,7 +165,7 @@ class PollingTransport(Transport):
         self._get: int | None = None
         self._post: Post | None = None
         self._early: dict[int, Post] = {}
-        self._beside = 0
+        self._beside: list[Post] = []
         self._taken = 0
         self._parts = 0  # packets that were taken of the POST after `_taken`
         self._closed = False
@@ -266,10 +266,11 @@ class PollingTransport(Transport):
         a pong, or the beacon of a page that goes and has cut all others: it waits for none of them.
         """
         if number is None and self._get is not None:
-            if self._beside >= BESIDE:
+            if len(self._beside) >= BESIDE:
                 raise WrongNumber(f"more than {BESIDE} POSTs without a number beside those with one")
-            self._beside += 1
-            return Post(None, Turn.NOW)
+            post = Post(None, Turn.NOW)
+            self._beside.append(post)
+            return post
         if number is None:
             if self._post is not None or self._early:
                 self.owner.lost(self, Reason.TRANSPORT_ERROR)
@@ -300,9 +301,9 @@ class PollingTransport(Transport):
         if post is None or post is self._post:
             self._post = None
             self._next_turn()
-        elif post.number is None:
-            self._beside -= 1
-        elif self._early.get(post.number) is post:
+        elif post in self._beside:
+            self._beside.remove(post)
+        elif post.number is not None and self._early.get(post.number) is post:
             del self._early[post.number]
 
     def _next_turn(self) -> None:

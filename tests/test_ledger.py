@@ -43,6 +43,8 @@ class Faulty(MemoryStore):
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock, lasting=True)
         self.fault: Exception | None = None
+        self.lost = False  # whether the answers get lost
+        self.gate: asyncio.Event | None = None
         self.writes = 0
 
     def __getattribute__(self, name: str) -> Any:
@@ -54,8 +56,13 @@ class Faulty(MemoryStore):
             await asyncio.sleep(0)
             if self.fault is not None:
                 raise self.fault
+            if self.gate is not None:
+                await self.gate.wait()
             self.writes += name in _WRITES
-            return await method(*args, **kwargs)
+            answer = await method(*args, **kwargs)
+            if self.lost:
+                raise StoreUnavailable("no answer")
+            return answer
 
         return act
 
@@ -224,6 +231,18 @@ async def test_asked_again_at_once_after_a_refusal_it_is_recorded(node, store):
     assert node.reasons == [("s", "CLIENT_CLOSE")]
 
 
+async def test_two_applications_asked_at_once_are_both_recorded_before_they_are(node, store):
+    store.gate = asyncio.Event()
+    entry = node.begin("s")
+    both = [asyncio.create_task(entry.ask(route)) for route in ("/one", "/two")]
+    await settle()
+    assert not any(task.done() for task in both)
+    store.gate.set()
+    await asyncio.gather(*both)
+    (row,) = await store.rows()
+    assert row.session.routes == ("/one", "/two")
+
+
 async def test_whoever_leaves_while_the_application_is_asked_is_cleaned_up_after_if_it_accepts(node, store):
     accepting, refusing = node.begin("yes"), node.begin("no")
     for entry in (accepting, refusing):
@@ -278,6 +297,15 @@ async def test_a_handler_that_never_returns_is_not_waited_for_longer_than_its_li
     entry.left()
     await settle()
     assert len(node.cleaned) == 1
+
+
+async def test_an_open_that_does_not_return_may_accept_yet_and_is_cleaned_up_after(node):
+    entry = node.begin("s")
+    await entry.ask("/r")
+    entry.end(Reason.SHUTDOWN)
+    node.ledger.hurry(2.0)
+    await node.pass_(2.5)
+    assert node.reasons == [("s", "SHUTDOWN")]
 
 
 async def test_what_it_took_to_notice_is_told(node, clock):
@@ -415,6 +443,14 @@ def test_a_user_is_text(user, text):
     assert user_text(user) == text
 
 
+def test_a_user_that_cannot_be_text_is_somebody_all_the_same():
+    class User:
+        def __str__(self):
+            raise LookupError("not loaded")
+
+    assert "User object at" in user_text(User())
+
+
 # -- other nodes -----------------------------------------------------------------------------------------
 
 
@@ -435,7 +471,6 @@ async def test_the_sessions_of_a_lost_node_do_not_wait_for_one_look_after_the_ot
     for index in range(2_000):
         await node.opened(str(index))
     other = Node(store, clock, "b", replace(SETTINGS, limits=Limits(hooks=10)))
-    await other.ledger.start()
     running = 0
     most = 0
 
@@ -449,6 +484,7 @@ async def test_the_sessions_of_a_lost_node_do_not_wait_for_one_look_after_the_ot
     other.ledger._clean = clean
     other.ledger._capacity = lambda: 64 - running
     clock.pass_(16)
+    await other.ledger.start()
     await other.ledger.beat()
     await other.ledger.drained()
     while len(other.cleaned) < 2_000:
@@ -688,6 +724,76 @@ async def test_a_node_whose_store_was_away_for_too_long_keeps_what_only_it_knows
     assert await phases(store) == {"during": Phase.OPEN}
 
 
+async def test_a_node_that_was_away_lets_the_others_be_heard_before_it_takes_their_sessions(
+    node, store, clock
+):
+    other = Node(store, clock, "b")
+    await other.ledger.start()
+    dead = Node(store, clock, "c")
+    await dead.ledger.start()
+    await node.opened("mine")
+    await other.opened("theirs")
+    await dead.opened("nobody's")
+
+    async def pass_(seconds: float) -> None:
+        for _ in range(int(seconds * 2)):
+            clock.pass_(0.5)
+            for each in (node, other):
+                await each.ledger.beat()
+                await settle()
+
+    store.fault = StoreUnavailable("no answer")
+    await pass_(30)
+    store.fault = None
+    await pass_(14)
+    assert node.cleaned == other.cleaned == []
+    await pass_(2)
+    assert node.reasons + other.reasons == [("nobody's", "NODE_LOST")]
+    assert node.ended == other.ended == []
+
+
+async def test_a_resumed_session_of_which_only_the_answer_got_lost_is_cleaned_up_after(node, store, clock):
+    other = Node(store, clock, "b")
+    await other.ledger.start()
+    await node.ledger.park([(await node.opened("s"), 100.0, b"state")])
+    store.lost = True
+    assert await other.ledger.resume("s", lambda reason: None) is None
+    assert await phases(store) == {"s": Phase.OPEN}
+    store.lost = False
+    await other.pass_(0.5)
+    assert other.reasons == [("s", "SHUTDOWN")]
+    assert await phases(store) == {}
+    assert other.ledger.entries == {}
+
+
+async def test_a_resume_that_was_not_done_is_not_made_up_for_by_a_hook_that_somebody_else_runs(
+    node, store, clock
+):
+    other = Node(store, clock, "b")
+    await other.ledger.start()
+    await node.ledger.park([(await node.opened("s"), 100.0, b"state")])
+    store.fault = StoreUnavailable("no answer")
+    assert await other.ledger.resume("s", lambda reason: None) is None
+    store.fault = None
+    assert await node.ledger.resume("s", lambda reason: None) is not None
+    await other.pass_(0.5)
+    assert other.cleaned == []
+    assert await phases(store) == {"s": Phase.OPEN}
+
+
+async def test_what_was_refused_while_the_store_was_away_is_forgotten_when_it_is_back(node, store):
+    entry = node.begin("s")
+    await entry.ask("/r")
+    entry.refused()
+    store.fault = StoreUnavailable("no answer")
+    await settle()
+    entry.end(Reason.CLIENT_CLOSE)
+    store.fault = None
+    await node.pass_(0.5)
+    assert await phases(store) == {}
+    assert node.cleaned == []
+
+
 async def test_a_beat_that_fails_is_not_the_last(node, store, monkeypatch, caplog):
     beats = asyncio.Semaphore(0)
 
@@ -730,6 +836,31 @@ async def test_it_stops_when_the_last_has_been_gone_that_long(brief):
     assert brief.empty == 1
     await brief.pass_(100)
     assert brief.empty == 1, "once"
+
+
+async def test_whoever_was_refused_has_not_been_there(brief):
+    entry = brief.begin("s")
+    await entry.ask("/r")
+    entry.refused()
+    await brief.pass_(100)
+    assert brief.empty == 0
+
+
+async def test_hooks_that_run_are_waited_for(brief):
+    brief.gate = asyncio.Event()
+    await brief.close(await brief.opened("one"))
+    await brief.pass_(100)
+    assert brief.empty == 0
+    brief.gate.set()
+    await brief.pass_(1)
+    assert brief.empty == 1
+
+
+async def test_a_gateway_that_stops_is_not_told_to_stop_once_more(brief):
+    await brief.close(await brief.opened("one"))
+    brief.ledger.hurry(60.0)
+    await brief.pass_(100)
+    assert brief.empty == 0
 
 
 async def test_whoever_comes_in_time_starts_the_clock_anew(brief):

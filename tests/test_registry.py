@@ -121,6 +121,29 @@ async def test_a_busy_loop_is_no_stall(deadlines, caplog):
     assert item.spared == 0
 
 
+async def test_very_many_that_are_due_together_leave_turns_to_the_others(deadlines):
+    """Each takes 0.1 ms: all of them in one tick would be a stall."""
+    judged_in_turn: list[int] = []
+    judged = 0
+
+    class Slow(Item):
+        def judge(self, now):
+            nonlocal judged
+            judged += 1
+            until = time.perf_counter() + 0.0001
+            while time.perf_counter() < until:
+                pass
+            super().judge(now)
+
+    items = [Slow(deadlines, 0.02) for _ in range(3_000)]
+    while judged < len(items):
+        before = judged
+        await asyncio.sleep(0)
+        judged_in_turn.append(judged - before)
+    assert max(judged_in_turn) < 200
+    assert deadlines.stalls == 0
+
+
 async def test_those_that_are_over_do_not_stay_in_memory(deadlines):
     living = Item(deadlines, 0.05)
     for _ in range(1_000):
@@ -247,3 +270,63 @@ async def test_shutdown_does_not_wait_for_ever():
     began = live.now()
     await live.shutdown()
     assert live.now() - began < 1.0
+
+
+# -- handshakes that nothing has followed yet ------------------------------------------------------
+
+
+async def test_a_reserved_place_becomes_a_connection_once():
+    live = Registry(Settings())
+    live.reserve("1", "a")
+    assert live.admission.total == 1
+    assert live.find("1") is None
+    connection = live.redeem("1")
+    assert connection is not None
+    assert live.redeem("1") is None
+    assert live.find("1") is connection
+    assert live.admission.total == 1
+    connection.listener = Recorder()
+    connection.start_polling()
+    connection.close(Reason.TRANSPORT_CLOSE)
+    assert live.admission.total == 0
+    live.deadlines.stop()
+
+
+async def test_a_reserved_place_is_kept_for_so_long_and_no_longer():
+    live = Registry(Settings(timeouts=Timeouts(connect=0.1)))
+    began = live.now()
+    for number in range(3):
+        live.reserve(str(number), "a")
+    assert live.redeem("1") is not None
+    while live.admission.total > 1:
+        assert live.now() < began + 2.0
+        await asyncio.sleep(0.005)
+    assert live.now() >= began + 0.1
+    assert live.redeem("0") is None
+    assert not live._reserved._until
+    live.deadlines.stop()
+
+
+async def test_reserved_places_are_gone_with_the_stop():
+    live = Registry(Settings())
+    live.reserve("1", "a")
+    await live.shutdown()
+    assert live.redeem("1") is None
+
+
+async def test_a_user_has_so_many_sessions():
+    live = registry(per_user=1)
+    connection = live.create("1", "a", "ann")
+    connection.listener = Recorder()
+    with pytest.raises(Refused) as full:
+        live.create("2", "a", "ann")
+    assert full.value.status == 429
+    assert live.admission.total == 1
+    with pytest.raises(Refused), live.guest("3", "a", "ann"):
+        pass
+    connection.start_polling()
+    connection.close(Reason.TRANSPORT_CLOSE)
+    with live.guest("4", "a", "ann"):
+        assert live.admission.total == 1
+    assert live.admission.total == 0
+    live.deadlines.stop()

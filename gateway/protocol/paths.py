@@ -1,7 +1,8 @@
 """The path of a request target: read once, strictly, so that every route sees the same one.
 
 Proxies and frameworks disagree about `%2F`, backslashes and `..`, and what one lets pass the next
-takes for another path. No route needs them, so a path that holds them is the path of nothing.
+takes for another path. No route needs them, so a path that holds them is the path of nothing. So is
+one with half a character, which the JSON of our own client can write, and no URL can.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
-_REFUSED = re.compile(r"%(2f|5c|0[0-9a-f]|1[0-9a-f]|7f)|[\\\x00-\x20\x7f]", re.IGNORECASE)
+_REFUSED = re.compile(r"%(2f|5c|0[0-9a-f]|1[0-9a-f]|7f)|[\\\x00-\x20\x7f\ud800-\udfff]", re.IGNORECASE)
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
 
 

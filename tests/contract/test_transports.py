@@ -705,6 +705,17 @@ async def test_pongs_and_beacons_wait_for_no_other_post_and_are_few(polling):
     assert polling.begin_post().turn is Turn.NOW
 
 
+async def test_a_post_without_a_number_whose_place_was_taken_makes_no_room_for_others(polling):
+    displaced, first = polling.begin_post(), polling.begin_post(1)
+    assert (displaced.turn, first.turn) == (Turn.STALE, Turn.NOW)
+    polling.end_post(displaced)
+    polling.poll(lambda body: None, 1)
+    for _ in range(BESIDE):
+        polling.begin_post()
+    with pytest.raises(WrongNumber):
+        polling.begin_post()
+
+
 async def test_overlapping_requests_raise_and_are_the_end(polling):
     polling.poll(lambda body: None)
     with pytest.raises(Overlap):

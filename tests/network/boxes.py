@@ -326,9 +326,9 @@ class BadGateway(Whole):
 
 
 class FailsOneInTen(Whole):
-    """One request in ten, by chance, is answered with 502, and of the others one in ten after it was passed on.
+    """One request in ten is answered with 502, and one in ten of the others after it was passed on.
 
-    In the place of its own answer, then, which is thrown away.
+    Which ones is chance. In the second case its own answer is thrown away.
     Load balancers with a machine that is going down, and proxies with too few connections.
     """
 

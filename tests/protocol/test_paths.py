@@ -50,6 +50,8 @@ def test_an_honest_path_is_decoded_once(target, path):
         "/a%g0",
         "/a%ff",
         "/a%C3",
+        "/a\ud800",
+        "/a\udcff%20b",  # a byte that is no UTF-8, as aiohttp reads it
     ],
 )
 def test_what_machines_read_differently_is_no_path(target):

@@ -22,7 +22,7 @@ const KINDS = {
   fast: { size: (n) => n % 120, rate: 1000 },
 };
 
-const PATIENCE_MS = 30_000;
+const PATIENCE_MS = 60_000;
 const STEP_MS = 50;
 const LEAVE_MS = 500;
 
