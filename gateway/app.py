@@ -12,6 +12,7 @@ import os
 import secrets
 import signal
 import socket
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
@@ -25,7 +26,7 @@ from yarl import URL
 
 from .config import Listen, Settings
 from .hooks import Hooks, as_hooks
-from .ledger import Ledger
+from .ledger import Health, Ledger
 from .protocol.forwarded import Network, parse_networks
 from .protocol.handshake import Code, Refused
 from .protocol.lifecycle import State
@@ -53,6 +54,7 @@ _DEMO = PREFIX + "demo"
 _STATES = (State.NEW, State.OPEN, State.DETACHED, State.CLOSING)
 
 _LEFT_OVER = 1.0  # s for requests that the stop has not ended; the drain comes before
+_TWICE = 0.05  # s; `timeout` and some supervisors signal a process and its group: that is one signal
 
 
 class Gateway:
@@ -246,8 +248,7 @@ class _Running:
                 idle = (application.when_idle() for application in self._handlers())
                 await asyncio.gather(self.ledger.drained(), *idle)
         except TimeoutError:
-            behind = ", ".join(f"{application.name} ({len(application)})" for application in self._handlers())
-            log.warning("stopped after %g s; handlers that have not returned: %s", limit, behind or "none")
+            log.warning("stopped after %g s; %s", limit, self._behind())
             self.registry.deadlines.stop()
         await self.finish(until - self.registry.now())
 
@@ -258,6 +259,15 @@ class _Running:
         self._finished = True
         await self.hooks.close(max(limit, 0.0))
         await self.ledger.stop()
+
+    def _behind(self) -> str:
+        """What the stop has waited for in vain."""
+        if handlers := self._handlers():
+            names = ", ".join(f"{application.name} ({len(application)})" for application in handlers)
+            return f"handlers that have not returned: {names}"
+        if self.ledger.health is not Health.OK:
+            return "the session store is not back: cleanup is left to the next start"
+        return "cleanup hooks have not returned"
 
     def _handlers(self) -> list[HandlerApplication]:
         applications = (mount.application for mount in self._gateway.table.mounts)
@@ -398,7 +408,7 @@ def run_app(
     settings: Settings | None = None,
     ready: Ready | None = None,
 ) -> None:
-    """Serve an aiohttp application, or these routes, until SIGINT or SIGTERM.
+    """Serve an aiohttp application, or these routes, until SIGINT or SIGTERM, or the terminal is closed.
 
     The stop is graceful: clients are told, and every `on_close` runs, for `timeouts.drain` at the
     most. A second signal ends the process at once. `path` is a unix socket, in place of host and
@@ -413,13 +423,18 @@ def run_app(
     listen = Listen(host, port, path)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(app, listen, settings, ready or _announce))
+        last_resort = threading.Timer(_LEFT_OVER, _end_at_once)
+        last_resort.daemon = True
+        last_resort.start()
+    last_resort.cancel()
 
 
 async def _serve(app: web.Application, listen: Listen, settings: Settings, ready: Ready) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, _signalled, number, stop)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as under `nohup`
+            loop.add_signal_handler(number, _signalled, number, stop)
     runner = make_runner(app, settings, access_log_class=AccessLog, shutdown_timeout=_LEFT_OVER)
     try:
         await runner.setup()
@@ -452,9 +467,15 @@ async def _check_free(path: str) -> None:
 
 
 def _signalled(number: signal.Signals, stop: asyncio.Event) -> None:
-    if stop.is_set():
+    if stop.is_set() and number is not signal.SIGHUP:  # which a shell and the terminal send, both
         os._exit(128 + number)
-    stop.set()
+    asyncio.get_running_loop().call_later(_TWICE, stop.set)
+
+
+def _end_at_once() -> None:
+    """The loop does not close: a coroutine catches every cancellation, or `asyncio.to_thread` waits."""
+    log.warning("the process ends in the middle of functions that do not let themselves be ended")
+    os._exit(0)
 
 
 def _announce(listen: Listen) -> None:

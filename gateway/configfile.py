@@ -1,7 +1,7 @@
 """`gateway.yaml`: from YAML to settings and routes.
 
 Whatever is wrong is one line that names file, line, key, and what to write. Decides which keys there
-are; what their values mean is decided in `config.py` and `routes/`.
+are; what their values mean is decided in `config.py`, `hooks.py`, `stores/` and `routes/`.
 """
 
 from __future__ import annotations
@@ -312,7 +312,7 @@ def _secret(text: str, folder: Path) -> str:
 def _store(entry: Entry) -> str:
     """The URL; a relative path in it is one beside the file."""
     url = entry.secret()
-    if url.startswith("sqlite:") and not url.startswith("sqlite:/"):
+    if url.startswith("sqlite:") and not url.startswith(("sqlite:/", "sqlite:~/")):
         url = f"sqlite://{entry.folder / url.removeprefix('sqlite:')}"
     try:
         open_store(url)

@@ -33,7 +33,7 @@ _PROBED_HOLD = 0.1  # s
 _ANSWER = 524_288  # bytes in a poll answer, where the client says nothing else: a few at 600 ms make 4 MB
 _WRITE = 65_536  # bytes in one write to a websocket
 # Ends that leave the client's end of the line alone: what was sent before is delivered first.
-_POLITE = frozenset((Reason.SERVER_CLOSE, Reason.SHUTDOWN, Reason.STATE_LOST, Reason.REPLACED))
+_POLITE = frozenset((Reason.SERVER_CLOSE, Reason.SHUTDOWN, Reason.REPLACED))
 
 _INPUTS = {kind: Input(kind.value) for kind in PacketType}
 

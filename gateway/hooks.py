@@ -35,7 +35,7 @@ import aiohttp
 from yarl import URL
 
 from .config import Settings
-from .session_store import Claim, SessionStore, StoreRefuses, StoreUnavailable
+from .session_store import Claim, SessionStore, StoreError
 from .threads import Threads
 
 log = logging.getLogger("gateway.hooks")
@@ -790,7 +790,7 @@ class Hooks:
             _short(claim),
             each.name,
             claim.attempt,
-            most,
+            max(most, claim.attempt),  # a person may have asked for one more
             each.error,
             exc_info=why and why.with_traceback(_outside(why.__traceback__)),
         )
@@ -846,7 +846,7 @@ class Hooks:
                 if not await write() and not wait:  # a repeated write may find that the first one counted
                     log.warning(_TAKEN_OVER, _short(claim))
                 return
-            except (StoreUnavailable, StoreRefuses) as error:
+            except StoreError as error:
                 wait = next(waits, wait)
                 log.debug("what a cleanup hook did is not recorded yet: %s", error)
                 await self._pause(wait)
@@ -866,7 +866,11 @@ async def _guarded(hook: Hook, end: SessionEnd, tools: Tools) -> HookFailed | No
 
 
 def _failure(error: BaseException) -> HookFailed:
-    failed = HookFailed(" ".join(f"{type(error).__name__}: {error}".split()))
+    try:
+        said = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 - the user's class: anything may come out of it
+        said = ""
+    failed = HookFailed(f"{type(error).__name__}: {said}" if said else type(error).__name__)
     failed.__cause__ = error
     return failed
 

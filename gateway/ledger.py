@@ -22,7 +22,7 @@ from .application import Refused
 from .config import Settings
 from .protocol.lifecycle import Action, Event, State, move
 from .protocol.reasons import Reason
-from .session_store import Claim, Phase, SessionStore, StoreError, StoreRefuses
+from .session_store import Claim, Phase, SessionStore, StoreError, StoreRefuses, StoreUnavailable
 from .session_store import Session as Record
 
 log = logging.getLogger("gateway")
@@ -32,7 +32,7 @@ End = Callable[[Reason], None]
 
 _BEAT: Final = 0.5  # s between looks at the store, at the most
 _CLAIMS: Final = 256  # at the same time: stores write together what waits together
-_FAREWELL: Final = 1.0  # s for the store to be told of a stop
+_FAREWELL: Final = 1.0  # s for the store to be told of a stop, and then to let go
 _ADOPTED: Final = 500  # orphans taken in one look at the most
 _WORTH_IT: Final = 32  # places for orphans, to ask for them before it is time
 _TURN: Final = 200  # sessions whose data is looked at before others have a turn
@@ -348,8 +348,11 @@ class Ledger:
             async with asyncio.timeout(_FAREWELL):
                 await self.store.leave(self.node)
         except (StoreError, TimeoutError) as error:
-            log.warning("the session store was not told of the stop; the lease will run out. %s", error)
-        await self.store.close()
+            why = str(error) or "it does not answer"
+            log.warning("the session store was not told of the stop; the lease will run out. %s", why)
+        with contextlib.suppress(TimeoutError):  # what it is asked for yet, nobody waits for
+            async with asyncio.timeout(_FAREWELL):
+                await self.store.close()
 
     async def _join(self) -> None:
         node = self._new_node()
@@ -506,12 +509,11 @@ class Ledger:
         if self.health is Health.UNAVAILABLE:  # thousands of them have no time to find out
             return False
         try:
-            for entry, _, _ in parked:
-                if not entry.is_recorded:
-                    entry.is_recorded = await self.store.add(self.node, entry.record())
-            await self.store.save(self.node, [entry.record() for entry, _, _ in parked if entry.changed()])
-            await self.store.park(self.node, [(entry.id, grace, state) for entry, grace, state in parked])
-        except StoreError as error:
+            async with asyncio.timeout(self._patience):  # there is an end of the drain
+                await self._park(parked)
+        except (StoreError, TimeoutError) as error:
+            if isinstance(error, TimeoutError):
+                error = StoreUnavailable("it does not answer in time")
             log.error("the sessions could not be kept for the next start: %s", error)
             self._trouble(error)
             return False
@@ -519,6 +521,13 @@ class Ledger:
             self.move(entry, Event.PARK)
             self._forget(entry)
         return True
+
+    async def _park(self, parked: Sequence[tuple[Entry, float, bytes]]) -> None:
+        for entry, _, _ in parked:
+            if not entry.is_recorded:
+                entry.is_recorded = await self.store.add(self.node, entry.record())
+        await self.store.save(self.node, [entry.record() for entry, _, _ in parked])
+        await self.store.park(self.node, [(entry.id, grace, state) for entry, grace, state in parked])
 
     @property
     def present(self) -> int:

@@ -23,7 +23,10 @@ _TURN = 0.002  # s: calls that wait for nothing let the rest of the loop have it
 
 
 class Pool:
-    """What several mailboxes hold together, in bytes. `has_room` is called when it is not full any more."""
+    """What several mailboxes hold together, in bytes: what waits, and what the application is at work with.
+
+    `has_room` is called when it is not full any more.
+    """
 
     __slots__ = ("size", "limit", "_has_room")
 
@@ -57,6 +60,7 @@ class Mailbox:
         "_max_bytes",
         "_low",
         "_pool",
+        "_at_work",
         "_full",
         "_drained",
         "_waiting",
@@ -82,6 +86,7 @@ class Mailbox:
         self._max_bytes = max_bytes
         self._low = max_bytes // 2 if low is None else low
         self._pool = pool
+        self._at_work = 0  # bytes of the call that has not ended
         self._full = full
         self._drained = drained
         self._waiting: deque[tuple[Call, tuple[Any, ...], int]] = deque()
@@ -102,15 +107,15 @@ class Mailbox:
 
     def post(self, call: Call, *args: Any, size: int = 0) -> None:
         """Make the call now, or after those that wait."""
+        if self._pool is not None:
+            self._pool.size += size
         if self._running:
             self._waiting.append((call, args, size))
             self.size += size
-            if self._pool is not None:
-                self._pool.size += size
             self._check_full()
             return
         self._running = True
-        awaitable = _start(call, args)
+        awaitable = self._begin(call, args, size)
         if awaitable is None:
             self._next()
         else:
@@ -128,7 +133,8 @@ class Mailbox:
         log.warning("%s waits no longer for the handlers before it", _name(last[0]))
         self._waiting.clear()
         self._waiting.append(last)
-        self._gone(self.size)
+        self._give_back(self.size)
+        self.size = 0
         self._gave_up = True
         if self._task is not None:
             self._task.cancel()
@@ -159,6 +165,7 @@ class Mailbox:
                     until = now() + _TURN
             except asyncio.CancelledError:
                 self._check_cancelled()
+            self._ended()
             if not self._waiting:
                 self._running = False
                 self._task = None
@@ -179,14 +186,23 @@ class Mailbox:
 
     def _take(self) -> Awaitable[None] | None:
         call, args, size = self._waiting.popleft()
-        if size:
-            self._gone(size)
-        self._check_drained()
-        return _start(call, args)
-
-    def _gone(self, size: int) -> None:
         self.size -= size
-        if self._pool is not None:
+        self._check_drained()
+        return self._begin(call, args, size)
+
+    def _begin(self, call: Call, args: tuple[Any, ...], size: int) -> Awaitable[None] | None:
+        self._at_work = size
+        awaitable = _start(call, args)
+        if awaitable is None:
+            self._ended()
+        return awaitable
+
+    def _ended(self) -> None:
+        size, self._at_work = self._at_work, 0
+        self._give_back(size)
+
+    def _give_back(self, size: int) -> None:
+        if size and self._pool is not None:
             self._pool.give_back(size)
 
     def _check_full(self) -> None:

@@ -1,4 +1,4 @@
-"""The live connections of this process, and the one heap of their deadlines.
+"""The live connections of this process, the places reserved for others, and the one heap of deadlines.
 
 One timer serves everybody. A tick that comes late means that the loop was blocked: nobody is judged
 then before what arrived meanwhile has been read.
@@ -317,7 +317,7 @@ class Registry:
             self.admission.sign_out(user)
 
     def find(self, sid: str) -> Connection | None:
-        """The connection, if it is alive or has something left to say. Expires it if it is due."""
+        """The connection, if it is alive or has something left to say. Being asked for, it is settled."""
         connection = self.connections.get(sid)
         if connection is not None:
             self.settle(sid)

@@ -53,7 +53,9 @@ _POLICY = 1008  # RFC 6455 section 7.4.1
 _TOO_BIG = 1009  # RFC 6455 section 7.4.1
 _FRAME_COST = 256  # bytes that a data frame counts as beside its data: `docs/protocol.md`, rule 10
 _LAST_FRAMES = 0  # no channel's number: the lane of refusals and of closes
-_HELD = 4  # times `inbound_bytes`: what waits for all applications of a session before nothing is read
+# Times `inbound_bytes`, and two messages: one that an application is at work with, and one that waits for it.
+# What all applications of a session have of it before nothing is read.
+_HELD = 4
 
 
 class SessionError(Exception):
@@ -284,7 +286,7 @@ class Session:
         self._last_transport = POLLING
         limits = sessions.settings.limits
         self.unfinished = 0  # bytes of messages of which not all parts have come
-        self.held = Pool(_HELD * limits.inbound_bytes + limits.message, self._has_room)
+        self.held = Pool(_HELD * limits.inbound_bytes + 2 * limits.message, self._has_room)
         self._sender = _new_sender(limits)
         self._inbox = Inbox()
         self._channels: dict[int, SessionChannel] = {}
@@ -395,7 +397,6 @@ class Session:
         carrier, self._carrier = self._carrier, None
         if carrier is not None:
             carrier.data[_SESSION] = None
-            carrier.when_ready(_nothing)  # its last words may take a while, and need nothing of this
             if reason is not Reason.SLOW_CONSUMER and reason is not Reason.PARSE_ERROR:
                 for wire in self._sender.rest():
                     carrier.send(wire)
@@ -403,6 +404,7 @@ class Session:
         for channel in list(self._channels.values()):
             channel.over(Closing(reason, code, ""))
         self._leave()
+        self._sender = _new_sender(self._settings.limits)  # the heap of deadlines may know it for a while
 
     def _leave(self) -> None:
         self._over = True
@@ -599,7 +601,7 @@ class Session:
             channel = self._channel(frame.channel)
             if channel is not None:
                 channel.receive(frame.data, frame.more)
-            return self._wait_caught_up() if self.held.is_full else None
+            return self._wait_caught_up() if self._is_behind() else None
         match frame:
             case frames.Ack(count):
                 self._acknowledge(count)
@@ -665,17 +667,21 @@ class Session:
     def _has_room(self) -> None:
         self._caught_up.set()
 
+    def _is_behind(self) -> bool:
+        """Whether nothing more should be read. Far beyond that, each new connection may have brought more."""
+        if self.held.size > 2 * self.held.limit:
+            self.end(Reason.SLOW_CONSUMER)
+        return self.held.is_full and not self._over
+
     async def _wait_caught_up(self) -> None:
         """Read no further while all applications together are far behind.
 
         Unless we are congested: they may be behind because they wait for the acks that stand behind all
-        this data. Then reading goes on, within a bound of its own.
+        this data. Then reading goes on, within the bound of `_is_behind`.
         """
         while self.held.is_full and not self._is_congested and not self._over:
             self._caught_up.clear()
             await self._caught_up.wait()
-        if self.held.size > 2 * self.held.limit:
-            self.end(Reason.SLOW_CONSUMER)
 
     @property
     def request(self) -> Request:

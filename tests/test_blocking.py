@@ -18,8 +18,8 @@ import pytest
 
 from gateway import Gateway, Route
 from gateway.config import Ping, Settings, Timeouts
-from tests.support.load import KINDS, OWN, Client, Crowd, PollingClient, WebSocketClient
-from tests.support.running import Log, running
+from tests.support.load import KINDS, OWN, Client, Crowd, WebSocketClient, live_polling, live_websocket
+from tests.support.running import Log, port_of, running
 
 SETTINGS = Settings(ping=Ping(1.0, 1.0), timeouts=Timeouts(grace=1.0, leave=0.2, connect=30.0, poll_hold=1.0))
 QUIET = Settings(ping=Ping(30.0, 30.0), timeouts=SETTINGS.timeouts)  # for clients that answer no ping
@@ -33,10 +33,6 @@ LINE = 0.3  # s that a pong is under way, so that pings are unanswered while the
 @pytest.fixture
 async def log() -> Log:
     return Log()
-
-
-def port_of(base: str) -> int:
-    return int(base.rpartition(":")[2])
 
 
 # -- a loop that is blocked ------------------------------------------------------------------------
@@ -66,34 +62,6 @@ def careless(log: Log) -> Route:
     return route
 
 
-async def live_polling(port: int) -> None:
-    """Poll and answer every ping, until cancelled."""
-    getter = await PollingClient.open(port, OWN)
-    await getter.greet("/chat")
-    poster = await PollingClient.open(port, OWN, sid=getter.sid)
-    try:
-        while True:
-            await getter.hear("2")
-            await asyncio.sleep(LINE)
-            await poster.say("3")
-    finally:
-        await getter.close()
-        await poster.close()
-
-
-async def live_websocket(port: int) -> None:
-    """Answer every ping, until cancelled."""
-    client = await WebSocketClient.open(port, OWN)
-    await client.greet("/chat")
-    try:
-        while True:
-            await client.hear("2")
-            await asyncio.sleep(LINE)
-            await client.say("3")
-    finally:
-        await client.close()
-
-
 @pytest.mark.blocks_the_loop
 async def test_f35_a_callback_that_blocks_the_loop_expires_nobody(
     log: Log, caplog: pytest.LogCaptureFixture
@@ -103,7 +71,9 @@ async def test_f35_a_callback_that_blocks_the_loop_expires_nobody(
     async with running(gateway) as base:
         port = port_of(base)
         with Crowd(
-            partial(live, port) for live in (live_polling, live_websocket) for _ in range(CROWD)
+            partial(live, port, LINE, "/chat")
+            for live in (live_polling, live_websocket)
+            for _ in range(CROWD)
         ) as crowd:
             await log.until_count(2 * CROWD, "open")
             trigger = await WebSocketClient.open(port, OWN)

@@ -78,6 +78,16 @@ def test_a_signal_ends_it_cleanly(run, number):
     assert "Traceback" not in process.output
 
 
+def test_a_signal_to_the_process_and_to_its_group_is_one_signal(run):
+    """As `timeout` sends it: sessions are to be kept for the next start."""
+    process = run("--port", "0")
+    process.wait_for_output(r"http://127\.0\.0\.1:(\d+)/")
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    process.wait_for_output("has stopped")
+    assert process.wait(timeout=5) == 0
+
+
 def test_a_second_signal_ends_it_at_once(run, tmp_path):
     (tmp_path / "stuck.py").write_text("import time\ndef on_close(handler): time.sleep(60)\n")
     (tmp_path / "gateway.yaml").write_text("routes: {/stuck: {on_close: stuck.on_close}}\n")
@@ -215,14 +225,14 @@ def test_a_default_store_that_needs_a_person(run, tmp_path):
 def test_the_banner_shows_hooks_and_when_it_ends(run, tmp_path):
     (tmp_path / "lab.py").write_text("def on_message(handler, message): ...\ndef off(end): ...\n")
     (tmp_path / "gateway.yaml").write_text(
-        "store: sqlite:here.sqlite3\n"
+        "store: sqlite:here ü.sqlite3\n"
         "cleanup: [lab.off, {webhook: 'https://hooks.example.com/T0/secret'}]\n"
         "routes: {/lab: {on_message: lab.on_message, cleanup: {command: touch over}}}\n"
     )
     process = run("--config", "gateway.yaml", "--port", "0", "--exit-when-empty", "2m", HOME=str(tmp_path))
     process.wait_for_output("Ctrl\\+C, or 120 s after the last browser has gone")
     lines = [line.strip() for line in process.output.splitlines()]
-    assert "sessions   ~/here.sqlite3" in lines
+    assert "sessions   ~/here ü.sqlite3" in lines
     first = lines.index("cleanup    lab.off")
     assert lines[first + 1 : first + 3] == ["webhook:hooks.example.com", "command:touch (/lab)"]
     assert "secret" not in process.output

@@ -119,7 +119,7 @@ def test_the_list(run, url):
     ]
     assert [row.split()[0] for row in rows] == list(IDS.values())
     cells = [re.split(r"  +", row) for row in rows]
-    assert cells[0] == ["aa-open", "open", "Ada", "2 h ago", "5 min ago", "/lab /chat"]
+    assert cells[0] == ["aa-open", "open", "Ada", "2 h ago", "/lab /chat"], "it is there: not last seen"
     assert cells[1] == ["ab-parked", "parked", "2 h ago", "5 min ago", "/lab /chat"]
     assert cells[2][4:7] == ["/lab /chat", "ping_timeout", "1"]
     assert cells[2][7] in ("in 4 min", "in 240 s")
@@ -148,10 +148,10 @@ def test_for_programs(run, url):
 
 
 def test_an_empty_store(run, tmp_path):
-    url = f"sqlite://{tmp_path}/empty.sqlite3"
+    url = f"sqlite://{tmp_path}/empty%20%C3%BC.sqlite3"
     look(url, lambda store: store.counts())
-    assert run("--store", url) == f"no sessions in {url}\n"
-    assert run("--store", url, "--failed") == f"no failed sessions in {url}\n"
+    assert run("--store", url) == f"no sessions in {tmp_path}/empty ü.sqlite3\n"
+    assert run("--store", url, "--failed") == f"no failed sessions in {tmp_path}/empty ü.sqlite3\n"
     assert run("--store", url, "--json") == "[]\n"
 
 
@@ -186,15 +186,15 @@ def row(session_id, error=None, **fields):
 
 
 def test_a_table_is_as_wide_as_the_terminal():
-    rows = [row("a" * 30, error="x" * 300, user="日本" * 30), row("b" * 30, error="short", user="Ada")]
-    lines = command.table(rows, 0, 100, io.StringIO()).splitlines()
-    assert max(map(width, lines)) == 100
-    assert lines[1].endswith("x…")
-    texts = ("error", "xx", "short")
-    begins = {width(line[: line.index(text)]) for line, text in zip(lines, texts, strict=True)}
-    assert len(begins) == 1
-    wide = command.table(rows, 0, 0, io.StringIO())
-    assert "x" * 300 in wide
+    long = {"user": "日本" * 30, "routes": ("/a-route", "/another-route", "/a-third-one"), "opened": 1.0}
+    rows = [row("a" * 30, error="x" * 300, **long), row("b" * 30, error="short", **long)]
+    head, first, below, second, short = command.table(rows, 9000, 80, io.StringIO()).splitlines()
+    assert (below, short) == ("  " + "x" * 300, "  short"), "an error is shown in full"
+    assert max(map(width, (head, first, second))) <= 80
+    assert first.index("/a-route") == second.index("/a-route")
+    lines = command.table(rows, 9000, 0, io.StringIO()).splitlines()
+    assert [line.rpartition("  ")[2] for line in lines] == ["error", "x" * 300, "short"]
+    assert len({width(line[: line.rindex("  ")]) for line in lines}) == 1
 
 
 def test_ids_are_shown_as_far_as_it_takes_to_tell_them_apart():
@@ -348,7 +348,7 @@ def test_a_failed_cleanup_is_tried_again_by_hand(gateway_process, run, tmp_path)
     port = ("--port", str(running.port))
     with connected(running.port):
         listed = run(*port).splitlines()
-        assert listed[0].split() == ["id", "state", "since", "seen", "routes"]
+        assert listed[0].split() == ["id", "state", "since", "routes"]
         assert " open " in listed[1]
     running.wait_for_output("lab.off is given up after attempt 1: OSError: no such device; see `python -m")
     (failed,) = json.loads(run(*port, "--failed", "--json"))

@@ -793,7 +793,7 @@ def test_a_peer_that_reads_again_gets_everything_in_order(new):
 
 
 @pytest.mark.parametrize("name", ["polling", "websocket"])
-@pytest.mark.parametrize("reason", [Reason.SERVER_CLOSE, Reason.SHUTDOWN, Reason.STATE_LOST, Reason.REPLACED])
+@pytest.mark.parametrize("reason", [Reason.SERVER_CLOSE, Reason.SHUTDOWN, Reason.REPLACED])
 def test_what_was_sent_before_a_polite_end_still_goes_out(new, name, reason):
     if name == "polling":
         new.begin_polling()

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from gateway import EngineServer
 from gateway.config import Timeouts
-from tests.support.load import KINDS, Crowd, PollingClient, WebSocketClient
+from tests.support.load import KINDS, Crowd, WebSocketClient, live_polling, live_websocket
 
 INTERVAL = 1.0
 TIMEOUT = 1.0
@@ -122,39 +122,15 @@ BLOCKED = 5  # s, which is more than the heartbeat's two
 LINE = 0.3  # s that a pong is under way, so that pings are unanswered when the loop is blocked
 
 
-async def live_polling(port: int) -> None:
-    """Poll and answer every ping, until cancelled."""
-    getter = await PollingClient.open(port)
-    poster = await PollingClient.open(port, sid=getter.sid)
-    try:
-        while True:
-            if "2" in (await getter.get()).split("\x1e"):
-                await asyncio.sleep(LINE)
-                await poster.say("3")
-    finally:
-        await getter.close()
-        await poster.close()
-
-
-async def live_websocket(port: int) -> None:
-    """Answer every ping, until cancelled."""
-    client = await WebSocketClient.open(port)
-    try:
-        while True:
-            if await client.receive() == "2":
-                await asyncio.sleep(LINE)
-                await client.say("3")
-    finally:
-        await client.close()
-
-
 @pytest.mark.blocks_the_loop
 async def test_finding_14_a_blocked_loop_expires_nobody(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     server.expected = 2 * CROWD
-    crowd = Crowd(partial(live, server.port) for live in (live_polling, live_websocket) for _ in range(CROWD))
+    crowd = Crowd(
+        partial(live, server.port, LINE) for live in (live_polling, live_websocket) for _ in range(CROWD)
+    )
     with crowd:
         await asyncio.wait_for(server.complete.wait(), 20)
         trigger = await WebSocketClient.open(server.port)

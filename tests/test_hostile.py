@@ -11,6 +11,7 @@ import json
 import logging
 import socket
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -25,11 +26,12 @@ from gateway.mailbox import Mailbox
 from gateway.protocol import frames
 from gateway.protocol.packets import PacketError, PacketType
 from gateway.protocol.reasons import Closing, Reason
+from gateway.session import Session
 from gateway.transports import MemoryTransport, PollingTransport, Transport
 from gateway.wires import server
 from gateway.wires.server import make_runner
 from gateway.wires.websocket import WebSocketWire
-from tests.support.raw import request, text
+from tests.support.raw import Raw, request, text
 from tests.support.running import Log, running
 from tests.support.session_client import SessionClient
 
@@ -316,6 +318,58 @@ async def test_a_channel_that_leaves_while_auth_is_asked_is_never_opened():
         await client.close()
     assert isinstance(answer, frames.Close)
     assert log.entries == []
+
+
+def only_session() -> Session:
+    gc.collect()
+    (session,) = [each for each in gc.get_objects() if type(each) is Session and each.carrier is not None]
+    return session
+
+
+async def test_whoever_resumes_again_and_again_is_not_read_without_end():
+    """Each connection brings a frame before anybody looks whether there is room."""
+    gate, limits = asyncio.Event(), Limits(inbound_bytes=10_000, message=20_000)
+    route = Route("/slow")
+
+    @route.on_message
+    async def _(handler, message):
+        await gate.wait()
+
+    async with running(Gateway([route], settings=replace(SETTINGS, limits=limits))) as base:
+        client = SessionClient(base, transport="websocket")
+        await client.connect()
+        session = only_session()
+        channels = [await client.open("/slow") for _ in range(12)]
+        for channel in channels * 2:
+            await client.post(frames.Data(channel, b"x" * 9_000))
+        most = 0
+        while client.welcome.session == session.id:
+            await client.cut()
+            await client.resume()
+            most = max(most, session.held.size)
+        assert session.held.limit < most <= 2 * session.held.limit + 9_256
+        gate.set()
+        await client.close()
+
+
+async def test_a_client_that_opens_channels_and_never_asks_for_the_answers_costs_little():
+    """With a lane for each refusal, 1 MB of it cost 64 MB, for as long as its connection had last words."""
+    async with (
+        running(Gateway([Route("/one")], settings=SETTINGS)) as base,
+        Raw(int(base.rpartition(":")[2])) as raw,
+    ):
+        url = "/_gateway/engine/?EIO=4&transport=polling"
+        opened = await raw.ask(request("GET", url))
+        url += "&sid=" + json.loads(opened.body[1:])["sid"]
+        many = [f'4O{frames.channel_text(each)}{{"url":"/nowhere","protocols":[]}}' for each in range(1, 500)]
+        await raw.ask(request("POST", url, body="\x1e".join(['4H{"v":1}', *many]).encode()))
+        session = only_session()
+        await until(lambda: session._sender.count == len(many))
+        assert len(session._sender._lanes) == 1
+        await raw.ask(request("POST", url, body=b"4unknown"))
+        assert session._sender.count == 0, "whoever still knows it keeps little"
+        answer = await raw.ask(request("GET", url))
+        assert answer.body.endswith(b'4X{"code":1002,"reason":"parse error","retry":false}\x1e1')
 
 
 async def test_channels_that_were_left_count_while_the_application_is_busy_with_them():

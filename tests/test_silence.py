@@ -22,7 +22,7 @@ from gateway.config import Ping, Settings, Timeouts
 from gateway.protocol.reasons import Reason
 from gateway.session import Session
 from tests.support.load import KINDS, OWN, Client, Crowd
-from tests.support.running import running
+from tests.support.running import port_of, running
 
 INTERVAL = 1.0
 TIMEOUT = 1.0
@@ -133,7 +133,7 @@ async def test_f3_f4_silent_sessions_are_noticed_in_time_and_over_after_their_gr
     count = sum(crowd.values())
     gateway = Gateway([chat(watch)], settings=SETTINGS)
     async with running(gateway) as base:
-        port = int(base.rpartition(":")[2])
+        port = port_of(base)
         lives = [partial(LIVES[kind], port) for kind, many in crowd.items() for _ in range(many)]
         with Crowd(lives) as silent:
             await watch.until(count, watch.heard, 60)
@@ -167,7 +167,7 @@ async def test_f1_f2_f5_sessions_whose_browser_was_killed_are_over_after_their_g
     watch.expected = Reason.TRANSPORT_CLOSE
     settings = replace(SETTINGS, timeouts=Timeouts(grace=GRACE, poll_grace=0.6))
     async with running(Gateway([chat(watch)], settings=settings)) as base:
-        port = int(base.rpartition(":")[2])
+        port = port_of(base)
         asking = kind == "waiting GET"
         await leave("polling" if asking else kind, port, asking=asking, reset=reset)
         began = asyncio.get_running_loop().time()
@@ -182,7 +182,7 @@ async def test_f7_who_says_good_bye_is_over_at_once_unless_it_is_back(watch: Wat
     watch.expected = Reason.CLIENT_CLOSE
     settings = replace(SETTINGS, timeouts=Timeouts(grace=10.0, leave=0.3))
     async with running(Gateway([chat(watch)], settings=settings)) as base:
-        port = int(base.rpartition(":")[2])
+        port = port_of(base)
         client = await KINDS["polling"](port, OWN)
         await client.greet("/chat")
         began = asyncio.get_running_loop().time()

@@ -30,20 +30,28 @@ const REPEAT_FOR_MS = 6000;
 const PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 1600;
 
-// How long to wait for an answer: of a GET beyond its hold, of a POST beyond its size at 16 bytes per ms;
-// for the handshake; and for the next piece of an answer that has begun.
+// How long to wait for an answer, or four round trips where that is longer: of a GET beyond its hold; of a POST,
+// beyond its size; for the handshake, where no round trip is known yet, and where one is. A connection that was
+// idle may be dead, and nobody has said so: a browser may have six of those, so they are given up early, and
+// each try waits longer than the one before. And for the next piece of an answer that has begun.
 const GET_MS = 1000;
 const ROUND_TRIPS = 4;
-const POST_MS = 5000;
-const POST_RATE = 16;
-const SHAKE_MS = 10_000;
+const POST_MS = 1500;
+// A network may be so many times slower than it was.
+const RATES = 4;
+const FIRST_SHAKE_MS = 2000;
+const SHAKE_MS = 1000;
+const LONGER = 1.5;
 const STALL_MS = 5000;
 // A GET comes back so long before the gateway would have something to say: its ping.
 const LEAST_SILENCE_MS = 1000;
 
+// In place of a status: there was no answer in time.
+const LATE = null;
+
 // What a proxy answers while it has no way to the gateway, or has waited too long; 0 for no answer at all.
 const mayPass = (status) =>
-  [0, 408, 429, 502, 503, 504].includes(status) || (status >= 520 && status < 530);
+  [0, LATE, 408, 429, 502, 503, 504].includes(status) || (status >= 520 && status < 530);
 
 // A page that was busy or asleep sees its timers first: the answer may wait behind them.
 const LATE_MS = 500;
@@ -57,11 +65,11 @@ export function createTransports({ Polling, WebSocket }, clock) {
     #asked = new Set();
     #gets = 0;
     #posts = 0;
-    // The numbers of the POSTs under way, oldest first, and a mark for each pong.
-    #open = new Set();
+    // The POSTs under way, oldest first: the bytes of each number, and a mark for each pong.
+    #open = new Map();
     #encodes = false;
     #lanes = LANES;
-    #roundTrip = 0;
+    #heardAt = 0;
     #paused = null;
 
     /** Is a POST under way? */
@@ -77,13 +85,15 @@ export function createTransports({ Polling, WebSocket }, clock) {
       let isCut = false;
       let hold;
       this.#ask({
-        next: () => {
-          if (!number) return ['', SHAKE_MS];
+        next: (tries) => {
+          const wait = (least) => Math.max(least, ROUND_TRIPS * limits.roundTrip);
+          if (!number) return ['', wait(limits.roundTrip ? SHAKE_MS : FIRST_SHAKE_MS) * LONGER ** tries];
           hold = Math.min(limits.hold, most);
-          const wait = hold + Math.max(GET_MS, ROUND_TRIPS * this.#roundTrip);
-          return [`&n=${number}&hold=${hold}&max=${room}`, wait];
+          return [`&n=${number}&hold=${hold}&max=${room}`, hold + wait(GET_MS)];
         },
         failed: (status, waited, tries) => {
+          // Until the session gives up its attempt.
+          if (!number && status === LATE) return true;
           if (!number) return status > 0 && tries === 1 ? undefined : false;
           if (tries === 1) limits.lost(waited);
           room = smaller(room);
@@ -91,7 +101,7 @@ export function createTransports({ Polling, WebSocket }, clock) {
           return undefined;
         },
         answered: (answer, took, tries) => {
-          if (!number) this.#roundTrip = took;
+          if (!number) limits.roundTrip = took;
           else if (isCut && answer.length * 2 > room) limits.cut(asked);
           else if (answer === NOTHING && !tries && took >= hold) limits.held(most);
           limits.arrived(answer.length);
@@ -116,15 +126,15 @@ export function createTransports({ Polling, WebSocket }, clock) {
 
     #pong() {
       const mark = {};
-      this.#open.add(mark);
+      this.#open.set(mark, 0);
       const done = () => this.#done(mark);
       // Without a number: it is no message, and may come twice, or out of its turn.
-      this.#ask({ next: () => ['', POST_MS, PONG], failed() {}, answered: done, lost: done });
+      this.#ask({ next: (tries) => ['', this.#patience(tries), PONG], failed() {}, answered: done, lost: done });
     }
 
     doWrite(payload) {
       this.#encodes = false;
-      this.#open.add(++this.#posts);
+      this.#open.set(++this.#posts, 0);
       this.#post(this.#posts, payload.split(SEPARATOR), 0);
       // Not before engine.io-client has noted what it has written.
       clock.soon(() => this.#ready());
@@ -135,28 +145,46 @@ export function createTransports({ Polling, WebSocket }, clock) {
       const { limits } = this.opts.watch;
       let count;
       let bytes;
+      let underWay;
       this.#ask({
-        next: () => {
+        next: (tries) => {
           [count, bytes] = measure(packets, skip, limits.post);
+          this.#open.set(number, bytes);
+          underWay = this.#bytesUnderWay;
           const end = skip + count;
           const query = `&n=${number}&skip=${skip}${end < packets.length ? '&more=1' : ''}`;
-          return [query, POST_MS + bytes / POST_RATE, packets.slice(skip, end).join(SEPARATOR)];
+          return [query, this.#patience(tries), packets.slice(skip, end).join(SEPARATOR)];
         },
-        failed: (status, waited, tries) => {
+        failed: (status, waited, tries, since) => {
           if (status === TOO_LARGE) return count > 1 && limits.refused(bytes);
-          // Others may have waited for their turn.
-          const [oldest] = this.#open;
-          if (!status && (tries >= REPEATS || waited >= POST_MS) && number === oldest) limits.refused(bytes);
+          if (status) return undefined;
+          limits.slow();
+          // Others may have waited for their turn; and where nothing at all comes through, it is not the size.
+          const [oldest] = this.#open.keys();
+          const isOdd = tries >= (status === LATE ? 2 : REPEATS) && this.#heardAt > since;
+          if (isOdd && number === oldest) limits.refused(bytes);
           return undefined;
         },
         answered: (answer, took) => {
           if (answer !== 'ok') return this.#foreign(answer);
-          if (bytes < ENOUGH_BYTES) this.#roundTrip = took;
+          if (bytes < ENOUGH_BYTES) limits.roundTrip = took;
+          else limits.sent(underWay, took);
           if (skip + count < packets.length) return this.#post(number, packets, skip + count);
           this.#lanes = took < SLOW_MS ? LANES : 1;
           return this.#done(number);
         },
       });
+    }
+
+    get #bytesUnderWay() {
+      return [...this.#open.values()].reduce((sum, bytes) => sum + bytes, 0);
+    }
+
+    // All that is under way shares the network.
+    #patience(tries) {
+      const { roundTrip, rate } = this.opts.watch.limits;
+      const sending = (RATES * this.#bytesUnderWay) / rate;
+      return (Math.max(POST_MS, ROUND_TRIPS * roundTrip) + sending) * LONGER ** tries;
     }
 
     #done(mark) {
@@ -188,7 +216,7 @@ export function createTransports({ Polling, WebSocket }, clock) {
 
     /**
      * One request, sent again until it is answered, because the gateway knows a number that comes twice.
-     * `next()` is what to send, as `[query, wait, body]`: wait so many ms for an answer, or for its next piece.
+     * `next(tries)` is what to send, as `[query, wait, body]`: wait so many ms for an answer, or for its next piece.
      * `failed` hears of each failure; it returns whether to send it again, or undefined: the status decides.
      * `lost` hears the last.
      */
@@ -197,12 +225,12 @@ export function createTransports({ Polling, WebSocket }, clock) {
       let tries = 0;
       let since = 0;
       const attempt = () => {
-        const [query, wait, body] = next();
+        const [query, wait, body] = next(tries);
         const began = clock.now();
         const xhr = new XMLHttpRequest();
         const expect = (delay) => {
           clock.clearTimeout(ask.timer);
-          ask.timer = clock.setTimeout(() => fail(0), delay);
+          ask.timer = clock.setTimeout(() => fail(LATE), delay);
         };
         const end = (report) => {
           if (ask.xhr !== xhr) return;
@@ -213,9 +241,10 @@ export function createTransports({ Polling, WebSocket }, clock) {
           end((waited) => {
             if (!tries++) since = clock.now();
             const isOver = tries >= REPEATS && clock.now() - since > REPEAT_FOR_MS;
-            const again = failed(status, waited, tries) ?? (mayPass(status) && !isOver);
+            const again = failed(status, waited, tries, since) ?? (mayPass(status) && !isOver);
             if (!again) return lost(status);
-            const pause = Math.min(PAUSE_MS << (tries - 1), LONGEST_PAUSE_MS);
+            // There was a pause already.
+            const pause = status === LATE ? PAUSE_MS : Math.min(PAUSE_MS << (tries - 1), LONGEST_PAUSE_MS);
             if (status === TOO_LARGE) tries = 0;
             this.#asked.add(ask);
             return (ask.timer = clock.setTimeout(attempt, pause));
@@ -227,6 +256,7 @@ export function createTransports({ Polling, WebSocket }, clock) {
         xhr.onload = () => {
           // A browser forgets the answer when the request is dropped.
           const { status, responseText } = xhr;
+          if (status === 200) this.#heardAt = clock.now();
           if (status === 200) end((took) => answered(responseText, took, tries));
           else fail(status);
         };
@@ -385,7 +415,7 @@ export class Link {
   /** Bytes that one batch may have. */
   get budget() {
     if (this.transport === 'websocket') return SOCKET_BUFFER_BYTES;
-    return Math.min(this.#watch.limits.post, (this.maxPayload ?? Infinity) - ACK_SPARE_BYTES);
+    return Math.min(this.#watch.limits.batch, (this.maxPayload ?? Infinity) - ACK_SPARE_BYTES);
   }
 
   /** Send messages, in order, in one POST when on polling. */

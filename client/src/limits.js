@@ -10,6 +10,9 @@ const FULL_HOLDS = 3;
 export const POST_BYTES = 256 * 1024;
 // The longest packet always fits: no frame takes more than 32 kB.
 export const LEAST_POST_BYTES = 40 * 1024;
+// Until it is known what the network takes: bytes per ms. What is sent at once is to take no longer than 1 s.
+export const RATE = 64;
+const BATCH_MS = 1000;
 export const ANSWER_BYTES = 1_000_000;
 export const LEAST_ANSWER_BYTES = 48_000;
 const SHRINK = 4;
@@ -19,6 +22,10 @@ export class Limits {
   hold;
   post;
   answer;
+  /** Milliseconds of a request that is small, and not held; 0 while none is known. */
+  roundTrip = 0;
+  /** Bytes per ms that the last large POST has had, with those beside it. */
+  rate = RATE;
   #ceiling;
   #most = ANSWER_BYTES;
   #suspect = Infinity;
@@ -58,6 +65,21 @@ export class Limits {
     const shorter = Math.max(LEAST_HOLD_MS, Math.round(this.hold / GROWTH));
     this.hold = this.#ceiling = this.#good < this.hold ? Math.max(this.#good, shorter) : shorter;
     this.#learned();
+  }
+
+  /** Bytes that are to be sent in one POST. */
+  get batch() {
+    return Math.min(this.post, Math.max(LEAST_POST_BYTES, this.rate * BATCH_MS));
+  }
+
+  /** `bytes` were under way, and a POST was answered after `took` ms. */
+  sent(bytes, took) {
+    this.rate = bytes / Math.max(1, took);
+  }
+
+  /** A POST got no answer: the network may be slower than it was. */
+  slow() {
+    this.rate = Math.min(this.rate, RATE);
   }
 
   /** A POST of so many bytes does not get through. Returns whether a smaller one is worth a try. */

@@ -17,7 +17,7 @@ export const TIMING = Object.freeze({
   backoffMaxMs: 10_000,
   // A gateway that restarts has its pages back within its grace: so long we try more often.
   eagerMs: 15_000,
-  eagerMaxMs: 4000,
+  eagerMaxMs: 2000,
   // A loss that is healed within this time is not worth a word to the user.
   quietMs: 1000,
   steadyMs: 1000,
@@ -168,8 +168,12 @@ export class Session {
 
   /** Give up the connection in use, keep the session: the next one may choose its transport anew. */
   reconnect() {
-    if (this.state === 'open') this.#closed('reconnect');
-    else if (this.#link) this.retry();
+    if (this.state === 'open') {
+      this.#lostAt = this.clock.now();
+      this.#startTimer('tell', TIMING.quietMs, () => this.#tellLost());
+      this.#set('lost', { reason: 'reconnect', transport: null });
+    }
+    if (this.#link) this.retry();
   }
 
   /** Try a WebSocket now, on the connection in use. */

@@ -5,12 +5,13 @@ The URL stands alone on its line, so that a program that started us can find it.
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TextIO
 
 from gateway.config import Listen
 from gateway.configfile import Config
 from gateway.session_store import SessionStore
+from gateway.stores.sqlite import SqliteStore
 
 from .terminal import BOLD, DIM, GREEN, Painter
 
@@ -49,9 +50,11 @@ def _kept(store: SessionStore) -> str:
     """Where sessions are recorded, briefly."""
     if not store.lasting:
         return "in memory: they end with this process"
-    home = str(Path.home())
-    path = store.url.removeprefix("sqlite://")
-    return f"~{path.removeprefix(home)}" if path.startswith(home + "/") else path
+    if not isinstance(store, SqliteStore):
+        return store.url
+    home = os.environ.get("HOME", "")  # as a shell understands `~`
+    path = str(store.path)
+    return f"~{path.removeprefix(home)}" if home and path.startswith(home + "/") else path
 
 
 def _hooks(config: Config) -> list[tuple[str, str]]:

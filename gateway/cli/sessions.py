@@ -28,7 +28,7 @@ from .terminal import BOLD, DIM, RED, Painter, harmless, shortened, width
 _SHOWN: Final = 10  # characters of an id; more where that is not enough to tell them apart
 _MANY: Final = 1000  # rows of a table
 _ALL: Final = 10_000_000
-_ERROR: Final = 30  # columns that an error gets at least
+_LEAST: Final = 12  # columns of a user or of routes, where not all fits
 _ON_ITS_WAY: Final = "its cleanup hooks run now, or wait to be tried again"
 
 
@@ -83,6 +83,10 @@ def _store(config: Config) -> SessionStore:
     return store
 
 
+def _name(store: SessionStore) -> str:
+    return str(store.path) if isinstance(store, SqliteStore) else store.url
+
+
 # -- acts ----------------------------------------------------------------------------------------------
 
 
@@ -90,11 +94,11 @@ async def _retry(store: SessionStore, wanted: str) -> str:
     if wanted == "all":
         failed = await store.rows(failed=True, limit=_ALL)
         count = sum([await store.retry(row.session.id) for row in failed])
-        return f"{_sessions(count)} will be cleaned up again, as soon as a gateway runs on {store.url}"
+        return f"{_sessions(count)} will be cleaned up again, as soon as a gateway runs on {_name(store)}"
     row = await _find(store, wanted)
     if row.phase is not Phase.FAILED or not await store.retry(row.session.id):
         raise Impossible(f"{wanted}: this session has not failed: {_stands(row)}")
-    return f"{row.session.id} will be cleaned up again, as soon as a gateway runs on {store.url}"
+    return f"{row.session.id} will be cleaned up again, as soon as a gateway runs on {_name(store)}"
 
 
 async def _close(store: SessionStore, wanted: str) -> str:
@@ -127,7 +131,7 @@ async def _list(store: SessionStore, *, failed: bool) -> str:
     rows = await store.rows(failed=failed, limit=_MANY)
     counts = await store.counts()
     if not rows:
-        return f"no {'failed ' if failed else ''}sessions in {store.url}"
+        return f"no {'failed ' if failed else ''}sessions in {_name(store)}"
     columns = shutil.get_terminal_size((0, 0)).columns if sys.stdout.isatty() else 0
     lines = [table(rows, time.time(), columns, sys.stdout)]
     total = counts[Phase.FAILED] if failed else sum(counts.values())
@@ -139,33 +143,43 @@ async def _list(store: SessionStore, *, failed: bool) -> str:
 
 
 def table(rows: Sequence[Row], now: float, columns: int, out: TextIO) -> str:
-    """Aligned, without the columns that nobody needs. `now` in s since the epoch; `columns` 0: no end."""
+    """Aligned, without the columns that nobody needs. `now` in s since the epoch; `columns` 0: no end.
+
+    An error stands at the end of its line, or on a line of its own where not all of them fit.
+    """
     paint = Painter(out)
     shown = _enough([row.session.id for row in rows])
-    heads = ("id", "state", "user", "since", "seen", "routes", "reason", "attempt", "next try", "error")
+    heads = ("id", "state", "user", "since", "seen", "routes", "reason", "attempt", "next try")
     cells = [_cells(row, shown, now) for row in rows]
     used = [index for index in range(len(heads)) if index == 0 or any(line[index] for line in cells)]
-    lines = [[line[index] for index in used] for line in [heads, *cells]]
-    widths = [min(max(width(line[index]) for line in lines), 40) for index in range(len(used))]
-    if used[-1] == len(heads) - 1:  # the error, which has what is left of the line
-        rest = columns - sum(widths[:-1]) - 2 * (len(widths) - 1)
-        widths[-1] = max(rest, _ERROR) if columns else 10_000
+    widths = [min(max(width(line[index]) for line in [heads, *cells]), 40) for index in used]
+    for index in (heads.index("routes"), heads.index("user")):
+        if columns and index in used:
+            place = used.index(index)
+            too_wide = max(sum(widths) + 2 * (len(widths) - 1) - columns, 0)
+            widths[place] = max(widths[place] - too_wide, min(widths[place], _LEAST))
+    errors = [harmless(row.error or "") for row in rows]
+    rest = columns - sum(widths) - 2 * len(widths)
+    below = bool(columns) and max(map(width, errors)) > rest
+    errors = ["error" if any(errors) and not below else "", *errors]
+    lines = [_line([line[index] for index in used], widths) for line in [heads, *cells]]
+    lines = [
+        f"{line.rstrip()}\n  {error}" if below and error else f"{line}  {error}".rstrip()
+        for line, error in zip(lines, errors, strict=True)
+    ]
     styles = [
         BOLD,
         *(RED if row.phase is Phase.FAILED else DIM * (row.phase is Phase.PARKED) for row in rows),
     ]
-    return "\n".join(
-        paint(_line(line, widths), style) if style else _line(line, widths)
-        for line, style in zip(lines, styles, strict=True)
-    )
+    return "\n".join(paint(line, style) if style else line for line, style in zip(lines, styles, strict=True))
 
 
 def _line(cells: Iterable[str], widths: Iterable[int]) -> str:
     parts = []
     for cell, columns in zip(cells, widths, strict=True):
         text = shortened(cell, columns)
-        parts.append(text + " " * (columns - width(text)) if columns < 10_000 else text)
-    return "  ".join(parts).rstrip()
+        parts.append(text + " " * (columns - width(text)))
+    return "  ".join(parts)
 
 
 def _cells(row: Row, shown: int, now: float) -> list[str]:
@@ -175,12 +189,12 @@ def _cells(row: Row, shown: int, now: float) -> list[str]:
         row.phase.value,
         harmless(session.user or ""),
         _ago(session.opened, now),
-        _ago(session.seen, now),
+        # Of one that is open nobody has written down when it was heard of last.
+        "" if row.phase is Phase.OPEN else _ago(session.seen, now),
         harmless(" ".join(session.routes)),
         (row.reason or "").lower(),
         str(row.attempt or ""),
         "" if row.phase is not Phase.CLOSING or row.retry_in is None else _in(row.retry_in),
-        harmless(row.error or ""),
     ]
 
 

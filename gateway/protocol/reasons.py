@@ -35,9 +35,7 @@ class Reason(Enum):
     NEVER_OPENED = Row("connect timeout", 4007, True, logging.DEBUG)
     REFUSED = Row("refused", 4003, False, logging.INFO)
     REPLACED = Row("replaced", 4009, False, logging.DEBUG)
-    STATE_LOST = Row("state lost", 4010, True, logging.INFO)
     NODE_LOST = Row("node lost", 4011, True, logging.WARNING)
-    AUTH_REVOKED = Row("auth revoked", 4003, False, logging.INFO)
 
     @property
     def text(self) -> str:

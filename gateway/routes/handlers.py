@@ -169,11 +169,14 @@ class Caller:
         self._threads = threads
 
     async def call(self, function: Function, *args: Any) -> Any:
-        """Its result. What it raises is raised here."""
-        if _is_async(function):
-            return await function(*args)
-        result = await self._threads.run(function, *args)
-        return await result if inspect.isawaitable(result) else result
+        """Its result. What it raises is raised here, but it does not end the process for all others."""
+        try:
+            if _is_async(function):
+                return await function(*args)
+            result = await self._threads.run(function, *args)
+            return await result if inspect.isawaitable(result) else result
+        except SystemExit as error:
+            raise RuntimeError("sys.exit does not end one client: call handler.close()") from error
 
 
 class _Authenticator:

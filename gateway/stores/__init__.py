@@ -62,4 +62,8 @@ def _path(url: str) -> Path:
         rest = slash + path
     if not rest.strip("/") or "\0" in rest or "?" in rest:
         raise ValueError(f"{url!r} names no file: write sqlite:///absolute/path, or sqlite:relative/path")
-    return Path(unquote(rest)).absolute()
+    path = Path(unquote(rest))
+    try:
+        return (path.expanduser() if rest.startswith("~/") else path).absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{url!r}: there is no home directory; write an absolute path") from error

@@ -40,6 +40,7 @@ from gateway.session_store import (
     presentable,
     to_text,
 )
+from gateway.threads import Threads
 
 APPLICATION_ID: Final = 0x67617465  # "gate": `file` and SQLite's shell show it
 VERSION: Final = 1
@@ -130,7 +131,7 @@ class SqliteStore(SessionStore):
         thread, self._thread = self._thread, None
         if thread is not None:
             self._jobs.put(None)
-            await asyncio.to_thread(thread.join)
+            await Threads(1).run(thread.join)  # a daemon: a process whose file is locked can end
 
     # -- nodes -------------------------------------------------------------------------------------
 
@@ -484,13 +485,15 @@ def _explain(error: Exception, path: Path) -> StoreError:
         return StoreRefuses(f"cannot write {path}: {error.strerror or error}")
     code = _code(error)
     if code in _BUSY:
-        return _Busy(f"{path} is locked by another process")
+        return _Busy(f"{path} is locked by another process: close what else has it open")
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN) and not os.access(path.parent, os.W_OK):
+        return StoreRefuses(f"cannot write beside {path}: its folder is read-only")
     if code in _REFUSED:
         return StoreRefuses(f"cannot write {path}: {_REFUSED[code]}")
     if getattr(error, "sqlite_errorcode", 0) in _WRITE_ERRORS:
         return StoreRefuses(f"cannot write {path}: {error}")
-    if code == sqlite3.SQLITE_CANTOPEN and not all(os.access(file, os.W_OK) for file in (path, path.parent)):
-        return StoreRefuses(f"cannot write {path}, or beside it: it is read-only")
+    if code == sqlite3.SQLITE_CANTOPEN and not os.access(path, os.W_OK):
+        return StoreRefuses(f"cannot write {path}: it is read-only")
     return StoreUnavailable(f"cannot use {path}: {error}")
 
 

@@ -21,7 +21,7 @@ from gateway import Gateway, Route
 from gateway.config import Limits, Ping, Settings, Timeouts
 from gateway.wires.server import Site, make_runner
 from tests.support.raw import Raw, Response, request, upgrade
-from tests.support.running import PATIENCE, Log, running
+from tests.support.running import PATIENCE, Log, port_of, running
 from tests.support.session_client import SessionClient
 
 OWN = "/_gateway/engine/?EIO=4&transport="
@@ -63,10 +63,6 @@ def chat(log: Log, *, user: str | None = None) -> Route:
 @pytest.fixture
 async def log() -> Log:
     return Log()
-
-
-def port_of(base: str) -> int:
-    return int(base.rpartition(":")[2])
 
 
 async def ask(base: str, data: bytes) -> Response:

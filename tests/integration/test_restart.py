@@ -11,6 +11,7 @@ import json
 import re
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
@@ -54,6 +55,7 @@ routes:
 _DOOR = """
 import os
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 
@@ -143,6 +145,13 @@ async def ended(process: Process) -> int:
     return await asyncio.to_thread(process.wait)
 
 
+async def next_of(gateway: Gateway, start: Callable[[], Awaitable[Gateway]]) -> Gateway:
+    """The process that takes the place of this one, which is stopped."""
+    gateway.send_signal(signal.SIGTERM)
+    assert await ended(gateway) == 0
+    return await start()
+
+
 async def move(client: SessionClient, gateway: Gateway) -> frames.Welcome:
     """The client comes to another process with what it has."""
     client.base = gateway.url
@@ -213,9 +222,7 @@ async def test_a_page_that_was_loaded_anew_meanwhile_begins_from_nothing(start, 
     client = await client_of(first)
     await client.open("/door")
     session = client.welcome.session
-    first.send_signal(signal.SIGTERM)
-    assert await ended(first) == 0
-    second = await start()
+    second = await next_of(first, start)
     page = SessionClient(second.url)
     page.welcome = client.welcome
     welcome = await page.connect(page.resume_hello(received=None))
@@ -230,9 +237,7 @@ async def test_what_does_not_fit_is_a_new_session_and_harms_nothing(start, clien
     client = await client_of(first)
     await client.open("/door")
     session = client.welcome.session
-    first.send_signal(signal.SIGTERM)
-    assert await ended(first) == 0
-    second = await start()
+    second = await next_of(first, start)
     stranger = SessionClient(second.url)
     stranger.welcome = client.welcome
     stranger.received = client.received
@@ -248,9 +253,7 @@ async def test_it_is_resumed_for_the_same_user_only(start, client_of, cookie, re
     first = await start()
     client = await client_of(first, Cookie="user=ada")
     await client.open("/private")
-    first.send_signal(signal.SIGTERM)
-    assert await ended(first) == 0
-    second = await start()
+    second = await next_of(first, start)
     client.headers = {"Cookie": cookie}
     assert (await move(client, second)).resumed is resumed
 
@@ -260,9 +263,7 @@ async def test_whoever_does_not_come_back_in_time_is_cleaned_up_after(start, cli
     client = await client_of(first)
     await client.open("/door")
     session = client.welcome.session
-    first.send_signal(signal.SIGTERM)
-    assert await ended(first) == 0
-    second = await start()
+    second = await next_of(first, start)
     await until(second, f"said: cleanup {session} shutdown 1")
     assert not (await move(client, second)).resumed
 

@@ -41,6 +41,13 @@ def test_a_relative_path_counts_from_here(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == [], "nothing is created before it is opened"
 
 
+def test_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/mia")
+    store = open_store("sqlite:~/lab/x.sqlite3")
+    assert isinstance(store, SqliteStore)
+    assert store.path == Path("/home/mia/lab/x.sqlite3")
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

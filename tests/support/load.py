@@ -145,6 +145,36 @@ class WebSocketClient(Client):
                 return packet
 
 
+async def live_polling(port: int, line: float, url: str = "") -> None:
+    """Answer every ping after `line` s, until cancelled. With a `url`: in a session, with a channel to it."""
+    getter = await PollingClient.open(port, OWN if url else STOCK)
+    if url:
+        await getter.greet(url)
+    poster = await PollingClient.open(port, getter.path, sid=getter.sid)
+    try:
+        while True:
+            await getter.hear("2")
+            await asyncio.sleep(line)
+            await poster.say("3")
+    finally:
+        await getter.close()
+        await poster.close()
+
+
+async def live_websocket(port: int, line: float, url: str = "") -> None:
+    """The same over a websocket."""
+    client = await WebSocketClient.open(port, OWN if url else STOCK)
+    if url:
+        await client.greet(url)
+    try:
+        while True:
+            await client.hear("2")
+            await asyncio.sleep(line)
+            await client.say("3")
+    finally:
+        await client.close()
+
+
 KINDS: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
     "polling": PollingClient.open,
     "websocket": WebSocketClient.open,

@@ -31,6 +31,11 @@ async def running(gateway: Gateway, app: web.Application | None = None) -> Async
         await runner.cleanup()
 
 
+def port_of(base: str) -> int:
+    """The port in such an address."""
+    return int(base.rpartition(":")[2])
+
+
 class Log:
     """What happened, in order. Any thread may write, the test waits for an entry."""
 

@@ -176,7 +176,7 @@ class Redis(Process):
         self.socket = self.directory / "redis.sock"
         self.url = f"redis+unix://{self.socket}"
         self.socket.unlink(missing_ok=True)
-        quiet = ["--port", "0", "--save", "", "--appendonly", "no", "--dir", self.directory]
+        quiet: list[str | Path] = ["--port", "0", "--save", "", "--appendonly", "no", "--dir", self.directory]
         super().__init__([part("redis"), *quiet, "--unixsocket", self.socket, *options], name="redis")
         try:
             self.wait_for_output("[Rr]eady to accept connections")

@@ -277,11 +277,7 @@ async function change({ client, session }, { changes: count }) {
     const up = session.transport === 'polling';
     client.switches.blocked = !up;
     if (up) session.probe();
-    else {
-      // At once, like a person who presses the button: how long a page waits after losses is another matter.
-      session.reconnect();
-      session.retry();
-    }
+    else session.reconnect();
     if (!(await becomes(up ? 'websocket' : 'polling'))) return done;
   }
   return done;
