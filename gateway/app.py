@@ -167,6 +167,7 @@ class _Running:
             settings,
             clean=self.hooks.run,
             new_node=_new_node,
+            has_hooks=self.hooks.any_for,
             capacity=lambda: self.hooks.capacity,
             now=self.registry.now,
         )

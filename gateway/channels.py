@@ -51,7 +51,7 @@ class ServedChannel(Channel):
         self._settings = settings
         self._limit = settings.timeouts.handler
         self.entry: Entry | None = None
-        self.route = ""
+        self._route = ""
         self._is_session = False
         self._asked = False  # by `admit`; its end is told to the entry
         self._opened = False
@@ -77,13 +77,13 @@ class ServedChannel(Channel):
     def serve_by(self, application: Application, route: str = "") -> None:
         """Set who serves it, before `admit`."""
         self._application = application
-        self.route = route
+        self._route = route
 
     def enlist(self, ledger: Ledger | None, route: str) -> None:
         """It is a session of its own, and is recorded when it is admitted."""
         if ledger is not None:
             self.entry = ledger.begin(self.id, self.end)
-            self.route = route
+            self._route = route
             self._is_session = True
 
     def end(self, reason: Reason) -> None:
@@ -98,7 +98,7 @@ class ServedChannel(Channel):
     async def admit(self) -> None:
         """Ask the application. Raises `Refused`; an application that fails refuses with 500."""
         if self.entry is not None:
-            await self.entry.ask(self.route, self.user)
+            await self.entry.ask(self._route, self.user)
             if self._over:  # it has left meanwhile, and nobody was asked
                 self.entry.refused()
                 raise Refused(503, "the client has left")
@@ -123,7 +123,7 @@ class ServedChannel(Channel):
             self._over = True
             log.log(closing.reason.value.level, "%s ended: %s", short(self.id), closing.reason.text)
             if self._is_session and self.entry is not None:
-                self.entry.end(closing.reason, silence(closing.reason, self._settings))
+                self.entry.end(closing.reason, silence(closing.reason, self._settings) + self.away)
             self._mailbox.finish(self._close, closing, limit=self._limit)
 
     async def _open(self, answer: asyncio.Future[None]) -> None:
@@ -186,7 +186,9 @@ class ServedChannel(Channel):
 
 def silence(reason: Reason, settings: Settings) -> float:
     """For how long, in s, nothing had been heard when an end for this reason was noticed."""
-    return settings.ping.interval + settings.ping.timeout if reason is Reason.PING_TIMEOUT else 0.0
+    if reason is Reason.PING_TIMEOUT:
+        return settings.ping.interval + settings.ping.timeout
+    return settings.timeouts.connect if reason is Reason.NEVER_OPENED else 0.0
 
 
 class EngineChannel(ServedChannel):

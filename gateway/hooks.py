@@ -647,6 +647,10 @@ class Hooks:
         """Of all hooks, in the order of the configuration."""
         return tuple(self._by_name)
 
+    def any_for(self, routes: Iterable[str]) -> bool:
+        """Whether there is a hook for a session that has used these."""
+        return bool(self._everywhere) or any(self._routes.get(pattern) for pattern in routes)
+
     @property
     def capacity(self) -> int:
         """How many more claims it would like now."""

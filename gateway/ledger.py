@@ -32,10 +32,10 @@ End = Callable[[Reason], None]
 
 _BEAT: Final = 0.5  # s between looks at the store, at the most
 _CLAIMS: Final = 256  # at the same time: stores write together what waits together
-_FAREWELL: Final = 1.0  # s for the store to be told of a stop, and then to let go
+_FAREWELL: Final = 1.0  # s for the store to be told of a stop, and to let go
 _ADOPTED: Final = 500  # orphans taken in one look at the most
 _WORTH_IT: Final = 32  # places for orphans, to ask for them before it is time
-_TURN: Final = 200  # sessions whose data is looked at before others have a turn
+_TURN: Final = 0.002  # s of looking at data before others have a turn
 
 
 class Health(Enum):
@@ -272,6 +272,7 @@ class Entry:
 
 class Ledger:
     """`clean` runs the hooks of a claim and records what came of it; `capacity` is how many more it wants.
+    `has_hooks` says whether there are any for a session that has used these routes.
 
     `new_node` makes a name that no process ever had. `now` gives monotonic seconds, `wall` those since the
     epoch, for people. Call `start`, then `beat` at least every half second: `run` does that.
@@ -284,6 +285,7 @@ class Ledger:
         *,
         clean: Clean,
         new_node: Callable[[], str],
+        has_hooks: Callable[[Sequence[str]], bool] = lambda _: True,
         capacity: Callable[[], int] = lambda: _ADOPTED,
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -302,6 +304,7 @@ class Ledger:
         self._patience = settings.timeouts.handler * 2  # s for the applications of a session that is over
         self._exit_when_empty = settings.exit_when_empty
         self._clean = clean
+        self._has_hooks = has_hooks
         self._capacity = capacity
         self._new_node = new_node
         self._renewed = self.now()
@@ -344,14 +347,15 @@ class Ledger:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        until = asyncio.get_running_loop().time() + _FAREWELL
         try:
-            async with asyncio.timeout(_FAREWELL):
+            async with asyncio.timeout_at(until):
                 await self.store.leave(self.node)
         except (StoreError, TimeoutError) as error:
             why = str(error) or "it does not answer"
             log.warning("the session store was not told of the stop; the lease will run out. %s", why)
-        with contextlib.suppress(TimeoutError):  # what it is asked for yet, nobody waits for
-            async with asyncio.timeout(_FAREWELL):
+        with contextlib.suppress(TimeoutError):  # whatever it has not done yet, nobody waits for
+            async with asyncio.timeout_at(until):
                 await self.store.close()
 
     async def _join(self) -> None:
@@ -400,8 +404,8 @@ class Ledger:
     async def _lost(self) -> None:
         """We were not heard of for so long that others have taken our sessions."""
         log.error(
-            "this node was not heard of for more than %g s, and another one has taken its sessions: "
-            "their clients are sent away",
+            "this node was not heard of for more than %g s and another one has taken its sessions, or the store "
+            "was emptied: their clients are sent away",
             self._lease,
         )
         self._waiting.clear()
@@ -659,11 +663,13 @@ class Ledger:
 
     async def _save_changed(self) -> None:
         changed = []
-        for index, entry in enumerate(list(self._with_data)):
-            if index % _TURN == _TURN - 1:
-                await asyncio.sleep(0)
+        until = self.now() + _TURN
+        for entry in list(self._with_data):
             if entry.changed():
                 changed.append(entry)
+            if self.now() >= until:
+                await asyncio.sleep(0)
+                until = self.now() + _TURN
         if changed:
             await self.save(changed)
 
@@ -689,6 +695,9 @@ class Ledger:
 
     async def _claim_one(self, entry: Entry) -> None:
         assert entry.reason is not None
+        if not self._has_hooks(entry.routes):
+            await self._drop(entry)
+            return
         try:
             if not entry.is_recorded:
                 entry.is_recorded = await self.store.add(self.node, entry.record())
@@ -705,6 +714,17 @@ class Ledger:
         else:
             self._claims.append((entry, claim))
             self._pump()
+
+    async def _drop(self, entry: Entry) -> None:
+        """It is over, and nobody cleans up after it."""
+        try:
+            await self.store.remove(self.node, entry.id)
+        except StoreError as error:
+            self._ended.appendleft(entry)
+            self._trouble(error)
+            return
+        self.move(entry, Event.CLEANED)
+        self._forget(entry)
 
     def _give_up_waiting(self) -> None:
         now = self.now()

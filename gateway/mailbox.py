@@ -18,7 +18,6 @@ Call = Callable[..., Awaitable[None] | None]
 
 _tasks: set[asyncio.Task[None]] = set()
 
-
 _TURN = 0.002  # s: calls that wait for nothing let the rest of the loop have its turn
 
 

@@ -339,5 +339,6 @@ class Registry:
                 async with asyncio.timeout(min(_FAREWELL, self.settings.timeouts.close)):
                     await self._empty
             except TimeoutError:
-                log.info("%d clients did not take their leave in time", len(self.connections))
+                if self.connections:  # the last may have left at this very moment
+                    log.info("%d clients did not take their leave in time", len(self.connections))
         self.deadlines.stop()

@@ -49,6 +49,7 @@ _PROTOCOL_ERROR = 1002  # RFC 6455 section 7.4.1
 _TRY_AGAIN = 1012  # registered with IANA as "service restart"
 _GOING_AWAY = 1001  # RFC 6455 section 7.4.1: a page that is left
 _PARKED_AT_ONCE = 1_000  # sessions in one write
+_ENDED_AT_ONCE = 100  # sessions, before others have a turn
 _POLICY = 1008  # RFC 6455 section 7.4.1
 _TOO_BIG = 1009  # RFC 6455 section 7.4.1
 _FRAME_COST = 256  # bytes that a data frame counts as beside its data: `docs/protocol.md`, rule 10
@@ -938,7 +939,9 @@ class Sessions(Application):
             parked = [session for session in sessions if session.entry.is_kept]
             for begin in range(0, len(parked), _PARKED_AT_ONCE):
                 await self._park(parked[begin : begin + _PARKED_AT_ONCE])
-        for session in sessions:
+        for index, session in enumerate(sessions):
+            if index % _ENDED_AT_ONCE == _ENDED_AT_ONCE - 1:
+                await asyncio.sleep(0)
             session.end(Reason.SHUTDOWN, code=_TRY_AGAIN)
 
     async def _park(self, sessions: list[Session]) -> None:

@@ -152,7 +152,7 @@ class Status {
   }
 
   #forgotten() {
-    this.#history.add('bad', 'The session was over', 'What was under way is lost; the page opens a new socket.');
+    this.#history.add('bad', 'The session was over', 'What was under way is lost.');
   }
 
   #ended({ reason }) {

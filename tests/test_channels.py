@@ -13,7 +13,9 @@ from gateway.application import Application, Echo, Refused, Request
 from gateway.channels import EngineChannel
 from gateway.config import Limits, Settings, Timeouts
 from gateway.connection import Connection
+from gateway.ledger import Ledger
 from gateway.protocol.reasons import Closing, Reason
+from gateway.session_store import Claim, MemoryStore
 from gateway.transports import MemoryTransport
 from tests.support.clock import VirtualLoop
 
@@ -87,6 +89,41 @@ async def test_the_end_of_the_connection_is_the_end_of_the_channel(caplog):
     transport.cut()
     assert application.closings == [Closing(Reason.TRANSPORT_CLOSE, 1006, "transport close")]
     assert "transport close" in caplog.text
+
+
+async def _ends_after(begin) -> float | None:
+    """What the ledger hears of how long the end of a polling client took to be noticed."""
+    loop = VirtualLoop()
+    channel = EngineChannel(Connection("sid", SETTINGS, loop), Request("/x"), Echo(), SETTINGS)
+    ledger = Ledger(MemoryStore(loop.now), SETTINGS, clean=_clean_nothing, new_node=lambda: "a", now=loop.now)
+    await ledger.start()
+    channel.enlist(ledger, "/x")
+    await channel.admit()
+    channel.connection.start_polling()
+    begin(channel.connection)
+    loop.advance(60)
+    assert channel.is_over
+    assert channel.entry is not None
+    return channel.entry.detected_after
+
+
+async def _clean_nothing(claim: Claim) -> None:
+    """No hook."""
+
+
+async def test_the_time_until_it_was_noticed_is_told_of_a_client_that_dropped_its_request():
+    def respond(body):
+        """The GET that it is about never gets one."""
+
+    def begin(connection):
+        connection.poll(connection.polling, respond)
+        connection.poll_abandoned(connection.polling, respond)
+
+    assert await _ends_after(begin) == SETTINGS.timeouts.poll_grace
+
+
+async def test_the_time_until_it_was_noticed_is_told_of_a_client_that_never_came_back():
+    assert await _ends_after(lambda connection: None) == SETTINGS.timeouts.connect
 
 
 async def test_close_lets_go_out_what_was_sent_before():

@@ -240,6 +240,7 @@ def test_retry_of_an_id_with_a_hyphen(run, url):
 def test_retry_all(run, url):
     assert run("--store", url, "--retry", "all").startswith("2 sessions will be cleaned up again")
     assert Phase.FAILED not in phases(url).values()
+    assert run("--store", url, "--retry", "all").startswith("no failed sessions in ")
 
 
 def test_close(run, url):

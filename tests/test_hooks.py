@@ -20,7 +20,7 @@ import gateway
 from gateway import hooks as module
 from gateway.config import Limits, Settings, Timeouts
 from gateway.hooks import CommandHook, FunctionHook, Hooks, WebhookHook, as_hooks, is_private
-from gateway.session_store import MemoryStore, Phase, Session, StoreRefuses, StoreUnavailable
+from gateway.session_store import MemoryStore, Phase, Session, StoreRefuses, StoreUnavailable, StoreUnusable
 
 NODE = "a-node"
 
@@ -253,6 +253,15 @@ async def interrupted(end):
     raise KeyboardInterrupt
 
 
+class Unspeakable(Exception):
+    def __str__(self):
+        raise LookupError("not loaded")
+
+
+def unspeakable(end):
+    raise Unspeakable
+
+
 RAISING = [
     (lambda end: 1 / 0, "ZeroDivisionError: division by zero"),
     (lambda end: end.nothing, "AttributeError: 'SessionEnd' object has no attribute 'nothing'"),
@@ -261,6 +270,7 @@ RAISING = [
     (stop_iteration, "RuntimeError: the function raised StopIteration"),
     (cancelled, "was cancelled"),
     (interrupted, "KeyboardInterrupt"),
+    (unspeakable, "Unspeakable"),
 ]
 
 
@@ -579,7 +589,7 @@ class Away(MemoryStore):
         return await super().bury(node, claim, pending, error)
 
 
-@pytest.mark.parametrize("error", [StoreUnavailable("away"), StoreRefuses("full")])
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), StoreRefuses("full"), StoreUnusable("damaged")])
 @pytest.mark.parametrize(
     ("function", "attempts", "phase"),
     [

@@ -74,7 +74,9 @@ _ACTS = _WRITES | {"join", "renew", "leave", "claim_orphans", "parked", "counts"
 class Node:
     """A ledger, and what its hooks were given."""
 
-    def __init__(self, store: MemoryStore, clock: Clock, name: str, settings: Settings = SETTINGS) -> None:
+    def __init__(
+        self, store: MemoryStore, clock: Clock, name: str, settings: Settings = SETTINGS, **options: Any
+    ) -> None:
         self.clock = clock
         self.store = store
         self.cleaned: list[Claim] = []
@@ -90,6 +92,7 @@ class Node:
             new_node=self._new_node,
             now=clock,
             wall=lambda: clock.wall,
+            **options,
         )
         self.ledger.on_empty = self._on_empty
 
@@ -332,6 +335,32 @@ async def test_a_hook_that_fails_or_hangs_stops_no_other(node, monkeypatch):
         await node.close(await node.opened(name))
     assert node.reasons == [("good", "CLIENT_CLOSE")]
     await node.ledger.stop()
+
+
+async def test_without_a_hook_for_it_a_session_is_dropped_in_one_step(store, clock):
+    node = Node(store, clock, "a", has_hooks=lambda routes: "/lab" in routes)
+    await node.ledger.start()
+    plain, lab = await node.opened("plain", "/chat"), await node.opened("lab", "/lab")
+    before = store.writes
+    await node.close(plain)
+    assert (plain.state, store.writes - before) == (State.CLOSED, 1)
+    await node.close(lab)
+    assert node.reasons == [("lab", "CLIENT_CLOSE")]
+    assert await phases(store) == {}
+    assert node.ledger.entries == {}
+
+
+async def test_without_a_hook_for_it_a_session_is_dropped_when_the_store_is_back(store, clock):
+    node = Node(store, clock, "a", has_hooks=lambda routes: False)
+    await node.ledger.start()
+    entry = await node.opened("s")
+    store.fault = StoreUnavailable("away")
+    await node.close(entry)
+    assert (entry.state, node.ledger.is_cleaning) == (State.CLOSING, True)
+    store.fault = None
+    await node.pass_(1.0)
+    assert (entry.state, node.ledger.is_cleaning) == (State.CLOSED, False)
+    assert await phases(store) == {}
 
 
 async def test_many_that_end_together_are_each_cleaned_up_once(node):
@@ -621,6 +650,8 @@ async def test_two_resumes_of_one_session_at_one_node_are_one(node, store, clock
 
 async def test_a_parked_session_that_nobody_resumes_is_cleaned_up_after_its_grace(node, store, clock):
     entry = await node.opened("s")
+    await node.pass_(100)
+    stopped = clock.wall
     assert await node.ledger.park([(entry, 15.0, b"state")])
     await node.ledger.stop()
     other = Node(store, clock, "b")
@@ -629,6 +660,7 @@ async def test_a_parked_session_that_nobody_resumes_is_cleaned_up_after_its_grac
     assert other.cleaned == []
     await other.pass_(1)
     assert other.reasons == [("s", "SHUTDOWN")]
+    assert other.cleaned[0].session.seen == stopped, "it was there until the stop"
     assert await other.ledger.resume("s", lambda reason: None) is None
 
 
@@ -640,6 +672,20 @@ async def test_parking_that_fails_leaves_them_as_they_are(node, store):
     await node.pass_(0.5)
     await node.close(entry, Reason.SHUTDOWN)
     assert node.reasons == [("s", "SHUTDOWN")]
+
+
+async def test_a_store_that_does_not_answer_holds_up_a_stop_no_longer_than_it_may(
+    node, store, monkeypatch, caplog
+):
+    monkeypatch.setattr("gateway.ledger._FAREWELL", 0.01)
+    entries = [await node.opened(name) for name in "ab"]
+    store.gate = asyncio.Event()
+    node.ledger.hurry(0.01)
+    assert not await node.ledger.park([(entries[0], 15.0, b"")])
+    assert not await node.ledger.park([(entries[1], 15.0, b"")])
+    await node.ledger.stop()
+    assert caplog.text.count("could not be kept for the next start: it does not answer in time") == 1
+    assert "was not told of the stop; the lease will run out. it does not answer" in caplog.text
 
 
 async def test_a_step_of_the_wall_clock_changes_nothing(node, clock):

@@ -271,7 +271,7 @@ async def test_what_a_full_disk_still_takes_is_done_beside_what_it_does_not(tmp_
     path = tmp_path / "sessions.sqlite3"
     async with opened(SqliteStore(path)) as store:
         bad = store.add("a", Session("bad"))
-        with sqlite3.connect(path) as database:
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
             database.execute(
                 "CREATE TRIGGER t BEFORE INSERT ON sessions WHEN NEW.id = 'bad' "
                 "BEGIN SELECT raise(FAIL, 'no'); END"
@@ -325,13 +325,13 @@ def _half(path: Path) -> None:
 
 
 def _newer(path: Path) -> None:
-    with sqlite3.connect(path) as database:
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute(f"PRAGMA user_version = {VERSION + 1}")
 
 
 def _foreign(path: Path) -> None:
     path.unlink()
-    with sqlite3.connect(path) as database:
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("CREATE TABLE recipes (name)")
 
 

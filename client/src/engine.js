@@ -4,7 +4,7 @@
 
 import { PROBE_MS, WHY } from './choice.js';
 import { utf8Length } from './frames.js';
-import { smaller } from './limits.js';
+import { SLOW_MS, smaller } from './limits.js';
 import { ACK_SPARE_BYTES } from './replay.js';
 
 /** From `2probe` to the end of the upgrade: the poll under way must return, and a POST with it. */
@@ -15,10 +15,9 @@ const SOCKET_BUFFER_BYTES = 1024 * 1024;
 const SOCKET_POLL_MS = 20;
 
 // POSTs under way at once, so that a long round trip does not starve an upload. A browser has six connections
-// for a host: one has a GET, and one is left for pongs and the page. A network that takes longer than this
-// for one POST is busy enough.
+// for a host: one has a GET, and one is left for pongs and the page. A network that is slow for one POST is
+// busy enough.
 const LANES = 4;
-const SLOW_MS = 2000;
 // A batch that is smaller waits until nothing is under way, and so does not cost a request of its own.
 const ENOUGH_BYTES = 16 * 1024;
 

@@ -10,9 +10,11 @@ const FULL_HOLDS = 3;
 export const POST_BYTES = 256 * 1024;
 // The longest packet always fits: no frame takes more than 32 kB.
 export const LEAST_POST_BYTES = 40 * 1024;
-// Until it is known what the network takes: bytes per ms. What is sent at once is to take no longer than 1 s.
+// Until it is known what the network takes: bytes per ms, and bytes that are sent in one POST, two parts of
+// a message. A batch that takes longer than this is too large for it.
 export const RATE = 64;
-const BATCH_MS = 1000;
+const FIRST_BATCH_BYTES = 72 * 1024;
+export const SLOW_MS = 2000;
 export const ANSWER_BYTES = 1_000_000;
 export const LEAST_ANSWER_BYTES = 48_000;
 const SHRINK = 4;
@@ -26,6 +28,7 @@ export class Limits {
   roundTrip = 0;
   /** Bytes per ms that the last large POST has had, with those beside it. */
   rate = RATE;
+  #batch = FIRST_BATCH_BYTES;
   #ceiling;
   #most = ANSWER_BYTES;
   #suspect = Infinity;
@@ -69,17 +72,20 @@ export class Limits {
 
   /** Bytes that are to be sent in one POST. */
   get batch() {
-    return Math.min(this.post, Math.max(LEAST_POST_BYTES, this.rate * BATCH_MS));
+    return Math.min(this.post, this.#batch);
   }
 
   /** `bytes` were under way, and a POST was answered after `took` ms. */
   sent(bytes, took) {
-    this.rate = bytes / Math.max(1, took);
+    this.rate = Math.max(this.rate / 2, bytes / Math.max(1, took));
+    const next = took < SLOW_MS ? this.#batch * 2 : this.#batch / 2;
+    this.#batch = Math.max(LEAST_POST_BYTES, Math.min(next, POST_BYTES));
   }
 
   /** A POST got no answer: the network may be slower than it was. */
   slow() {
     this.rate = Math.min(this.rate, RATE);
+    this.#batch = Math.min(this.#batch, FIRST_BATCH_BYTES);
   }
 
   /** A POST of so many bytes does not get through. Returns whether a smaller one is worth a try. */

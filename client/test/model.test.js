@@ -159,7 +159,8 @@ function checkHealed(page) {
     if ([1012, 4000].includes(end?.code) && !closed) assert.deepEqual(heard, log.fromServer);
   }
   for (const { unacknowledged, link } of page.gateway.sessions.values()) {
-    if (link) assert.equal(unacknowledged, 0);
+    // The model's gateway does not notice that a page has left a connection that is silent.
+    if (page.network.links.has(link)) assert.equal(unacknowledged, 0);
   }
 }
 

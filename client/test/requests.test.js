@@ -14,6 +14,7 @@ const BIG = 'x'.repeat(32_000);
 
 let asked;
 let page;
+let connect;
 
 class FakeRequest {
   aborted = false;
@@ -81,7 +82,10 @@ function setup() {
   };
   const beacon = (url, text) => beacons.push([url, text]);
   page = { clock, choice, heard, ends, beacons, store };
-  page.link = new Link({ create, choice, clock, beacon, blocked: () => true }, handlers);
+  connect = () => {
+    page.link = new Link({ create, choice, clock, beacon, blocked: () => true }, handlers);
+  };
+  connect();
   Object.defineProperty(page, 'engine', { get: () => engine });
   Object.defineProperty(page, 'drains', { get: () => drains });
   asked[0].answer(OPEN);
@@ -118,6 +122,45 @@ test('the handshake has no number, the GETs are counted', () => {
   get().answer('4a');
   assert.deepEqual(pick(get().query), [2, 4000, 1_000_000]);
   assert.deepEqual(page.heard, ['a']);
+});
+
+test('a handshake without an answer is sent again, sooner where a round trip is known', () => {
+  page.link.drop();
+  const waits = [];
+  for (let round = 0; round < 2; round++) {
+    asked = [];
+    connect();
+    page.choice.limits.roundTrip = round && 100;
+    if (round) {
+      page.link.drop();
+      asked = [];
+      connect();
+    }
+    let last = page.clock.now();
+    while (asked.length < 5) {
+      const { length } = asked;
+      page.clock.pass(10);
+      if (asked.length === length) continue;
+      assert.equal(asked.at(-2).aborted, true);
+      waits.push(page.clock.now() - last);
+      last = page.clock.now();
+    }
+    assert.deepEqual(page.ends, []);
+    asked.at(-1).answer(OPEN);
+    assert.equal(get().query.n, '1');
+    page.link.drop();
+  }
+  assert.deepEqual(waits, [2100, 3100, 4600, 6850, 1100, 1600, 2350, 3480]);
+});
+
+test('a handshake that is refused is not sent again', () => {
+  page.link.drop();
+  asked = [];
+  connect();
+  asked[0].fail();
+  page.clock.pass(20_000);
+  assert.equal(asked.length, 1);
+  assert.deepEqual(page.ends, ['network']);
 });
 
 for (const status of [0, 408, 429, 502, 503, 504, 524]) {
@@ -247,16 +290,59 @@ test('a POST is sent again with its number and its body, beside later ones', () 
   assert.equal(post().query.n, '3');
 });
 
-test('a POST has time for its size', () => {
-  send(...batch(5, 'x'.repeat(31_999)));
-  page.clock.pass(4000);
+test('a POST has time for its size, and each try has more', () => {
+  send(...batch(2, 'x'.repeat(31_998)));
+  const first = post();
+  assert.equal(first.body.length, 64_001);
+  page.clock.pass(5499);
+  assert.equal(first.aborted, false);
+  page.clock.pass(2);
+  assert.equal(first.aborted, true);
+  page.clock.pass(100);
+  const second = post();
+  assert.deepEqual([second.query.n, second.body], ['1', first.body]);
   get().answer('6');
-  page.clock.pass(4999);
+  page.clock.pass(8249);
+  assert.equal(second.aborted, false);
+  page.clock.pass(2);
+  assert.equal(second.aborted, true);
+});
+
+test('a word into a connection that is dead is said again after 1.5 s', () => {
+  send('a');
+  page.clock.pass(1499 + 1);
+  assert.equal(posts().length, 1);
+  page.clock.pass(101);
+  assert.deepEqual(posts().map(({ query, body }) => [query.n, body]), [['1', '4a'], ['1', '4a']]);
+});
+
+test('POSTs that are under way together have time for all of it', () => {
+  for (let i = 0; i < 4; i++) send(...batch(2));
+  page.clock.pass(5501 + 8000);
   get().answer('6');
-  page.clock.pass(5900);
-  assert.equal(posts()[0].aborted, false);
-  page.clock.pass(200);
-  assert.equal(posts()[0].aborted, true);
+  assert.deepEqual(posts().slice(0, 4).map(({ aborted }) => aborted), [true, true, true, false]);
+});
+
+test('POSTs grow where the network takes them, and shrink where it is slow', () => {
+  const sizes = [100, 100, 100, 3000, 3000, 3000, 3000].map((took) => {
+    const { budget } = page.link;
+    send(...batch(2));
+    if (took > 1000) get().answer('6');
+    page.clock.pass(took);
+    post().answer('ok');
+    return budget;
+  });
+  assert.deepEqual(sizes.map((size) => size / 1024), [72, 144, 256, 256, 128, 64, 40]);
+});
+
+test('after a POST without an answer, the next are smaller for now', () => {
+  send(...batch(2));
+  post().answer('ok');
+  send(...batch(2));
+  assert.equal(page.link.budget, 144 * 1024);
+  page.clock.pass(10_000);
+  assert.equal(page.link.budget, 72 * 1024);
+  assert.equal(page.choice.limits.post, 256 * 1024);
 });
 
 test('a POST that is too large comes in parts under its number, and later ones are smaller', () => {
@@ -294,11 +380,32 @@ test('one message that is too large for the way ends the connection', () => {
   assert.deepEqual(page.ends, ['server']);
 });
 
-test('the oldest POST that gets no answer is sent in halves', () => {
+test('the oldest POST that gets no answer, twice, while others do, is sent in halves', () => {
   send(...batch(4));
-  page.clock.pass(5000 + 128_008 / 16 + 200);
+  const whole = post().packets.length;
+  page.clock.pass(9601);
+  assert.equal(post().packets.length, whole);
+  get().answer('6');
+  for (let i = 0; i < 4; i++) {
+    page.clock.pass(4000);
+    get().answer('6');
+  }
   assert.equal(post().query.more, '1');
-  assert.equal(post().packets.length, 2);
+  assert.equal(post().packets.length, whole / 2);
+});
+
+test('where nothing comes through, POSTs become no smaller', () => {
+  send(...batch(4));
+  for (let i = 0; i < 40; i++) {
+    for (const one of asked) if (!one.aborted && one.status === undefined && !one.failed) {
+      one.failed = true;
+      one.fail();
+    }
+    page.clock.pass(100);
+  }
+  assert.ok(posts().length > 3);
+  assert.equal(page.store.size, 0);
+  assert.equal(page.choice.limits.post, 256 * 1024);
 });
 
 for (const [answer, reason] of [['<html>', 'sign-in'], ['OK', 'server'], ['', 'server']]) {

@@ -466,10 +466,31 @@ test('giving up a connection on purpose resumes silently', () => {
   const { clock, network, link, told, session } = opened();
   session.reconnect();
   assert.ok(link.dropped);
-  clock.pass(TIMING.firstRetryMs);
+  assert.notEqual(network.link, link, 'at once');
   network.link.open();
   assert.equal(network.link.hello().session, 's1');
   assert.deepEqual(told, []);
+});
+
+test('giving up connections on purpose, again and again, is no failure', () => {
+  const { clock, network, told, session } = opened();
+  for (let i = 0; i < 20; i++) {
+    session.reconnect();
+    network.link.open();
+    network.link.receive(welcome({ resumed: true, received: 1 }));
+  }
+  network.link.close();
+  const { length } = network.links;
+  clock.pass(TIMING.backoffMs);
+  assert.equal(network.links.length, length + 1, 'the first failure');
+  assert.deepEqual(told.filter(([type]) => type === 'lost'), []);
+});
+
+test('a connection that was given up on purpose, and does not come back, is told of', () => {
+  const { clock, told, session } = opened();
+  session.reconnect();
+  clock.pass(TIMING.quietMs);
+  assert.deepEqual(told, [['lost', { reason: 'reconnect', retryIn: 0 }]]);
 });
 
 // ---- acks -----------------------------------------------------------------------------------

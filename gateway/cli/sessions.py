@@ -94,6 +94,8 @@ async def _retry(store: SessionStore, wanted: str) -> str:
     if wanted == "all":
         failed = await store.rows(failed=True, limit=_ALL)
         count = sum([await store.retry(row.session.id) for row in failed])
+        if not count:
+            return f"no failed sessions in {_name(store)}"
         return f"{_sessions(count)} will be cleaned up again, as soon as a gateway runs on {_name(store)}"
     row = await _find(store, wanted)
     if row.phase is not Phase.FAILED or not await store.retry(row.session.id):

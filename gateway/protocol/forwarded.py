@@ -29,8 +29,13 @@ def parse_networks(texts: Iterable[str]) -> list[Network]:
 
 
 def _address(text: str) -> Address | None:
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:  # Azure's Application Gateway adds the port, and AWS's ALB on demand
+        text = text.partition(":")[0]
     try:
-        parsed = ip_address(text.strip())
+        parsed = ip_address(text)
     except ValueError:
         return None
     mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None

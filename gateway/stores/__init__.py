@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 from urllib.parse import unquote
+from zlib import crc32
 
 from gateway.config import Listen
 from gateway.session_store import MemoryStore, SessionStore
@@ -49,7 +50,11 @@ def default_path(listen: Listen) -> Path:
         folder = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
     except RuntimeError as error:
         raise ValueError("there is no home directory to keep a store in: give --store") from error
-    name = re.sub(r"[^A-Za-z0-9._]+", "-", listen.path or f"{listen.host}-{listen.port}").strip("-.")
+    address = f"{listen.host}-{listen.port}"
+    if listen.path:  # with a sum: two gateways that share a file would clean up with each other's hooks
+        path = str(Path(listen.path).resolve())
+        address = f"{path}-{crc32(os.fsencode(path)):08x}"
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", address).strip("-.")
     return folder / "gateway" / f"{name}.sqlite3"
 
 
@@ -62,8 +67,8 @@ def _path(url: str) -> Path:
         rest = slash + path
     if not rest.strip("/") or "\0" in rest or "?" in rest:
         raise ValueError(f"{url!r} names no file: write sqlite:///absolute/path, or sqlite:relative/path")
-    path = Path(unquote(rest))
+    found = Path(unquote(rest))
     try:
-        return (path.expanduser() if rest.startswith("~/") else path).absolute()
+        return (found.expanduser() if rest.startswith("~/") else found).absolute()
     except RuntimeError as error:
         raise ValueError(f"{url!r}: there is no home directory; write an absolute path") from error

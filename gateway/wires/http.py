@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from aiohttp import hdrs, web
 
@@ -154,6 +155,7 @@ class EngineEndpoint:
         connection = self._registry.redeem(sid)
         if connection is None:
             return None
+        seen = replace(seen, raw=None)  # a POST with its body, most likely; the session outlives it
         channel = EngineChannel(connection, seen, self._application, self._settings)
         channel.admit_now()
         connection.start_polling()

@@ -360,6 +360,27 @@ async def test_a_function_that_raises_ends_nothing_but_its_call(log, way, caplog
     assert "ZeroDivisionError" in caplog.text
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_function_that_exits_ends_nothing_but_its_call(log, is_async, caplog):
+    def leave(handler, message):
+        if message == "leave":
+            raise SystemExit(3)
+        handler.write_message(message)
+
+    async def leave_async(handler, message):
+        leave(handler, message)
+
+    route = echo(log)
+    route.functions["on_message"] = leave_async if is_async else leave
+    async with gateway_with(route) as base:
+        client = await come("session", base, "/echo")
+        await client.send("leave")
+        await client.send("stay")
+        assert await client.receive() == "stay"
+        await client.close()
+    assert "sys.exit does not end one client" in caplog.text
+
+
 @WAYS
 async def test_calls_of_one_connection_are_in_order_and_one_at_a_time(log, way):
     inside = []

@@ -50,9 +50,12 @@ routes:
     open: door.slow
   /late:
     on_close: door.slow
+  /stubborn:
+    on_close: door.stubborn
 """
 
 _DOOR = """
+import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -91,6 +94,14 @@ def who(request):
 def slow(handler, closing=None):
     say("begins", "open" if closing is None else "close")
     time.sleep(60)
+
+
+async def stubborn(handler):
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
 
 
 def cleanup(end):
@@ -305,7 +316,7 @@ async def test_clients_without_resume_are_cleaned_up_after_before_the_stop(start
     assert gateway.output.rindex("said: closed") < gateway.output.rindex("said: cleanup")
 
 
-@pytest.mark.parametrize("path", ["/slow", "/late"])
+@pytest.mark.parametrize("path", ["/slow", "/late", "/stubborn"])
 async def test_a_stop_ends_in_time_although_a_handler_blocks(start, client_of, path):
     gateway = await start()
     client = await client_of(gateway)
@@ -319,6 +330,29 @@ async def test_a_stop_ends_in_time_although_a_handler_blocks(start, client_of, p
     assert await ended(gateway) == 0
     assert f"handlers that have not returned: {path} (1)" in gateway.output
     assert time.monotonic() - began < 5.0 + 3.0  # the drain, and the end of the process on a busy machine
+
+
+async def test_a_terminal_that_is_closed_says_so_twice_and_stops_it(start, client_of):
+    gateway = await start("--store", "memory:")
+    client = await client_of(gateway)
+    await client.open("/door")
+    gateway.send_signal(signal.SIGHUP)
+    await until(gateway, "stopping: telling 1 client")
+    gateway.send_signal(signal.SIGHUP)
+    assert await ended(gateway) == 0
+    assert "said: cleanup" in gateway.output
+
+
+async def test_under_nohup_it_goes_on(start, client_of):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the process inherits
+    try:
+        gateway = await start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    gateway.send_signal(signal.SIGHUP)
+    client = await client_of(gateway)
+    await client.open("/door")
+    assert "stopping" not in gateway.output
 
 
 async def test_a_second_signal_ends_it_at_once(start, client_of):

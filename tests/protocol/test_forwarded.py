@@ -49,6 +49,10 @@ def test_a_trusted_proxy_that_says_nothing():
         ("2001:db8::7", "2001:db8::7"),
         ("::ffff:203.0.113.7", "203.0.113.7"),
         ("10.0.0.9\r\nX: y", PROXY),
+        ("1.2.3.4, 203.0.113.7:50123", "203.0.113.7"),
+        ("203.0.113.7:50123, 10.0.0.2:443", "203.0.113.7"),
+        ("[2001:db8::7]:50123", "2001:db8::7"),
+        ("[2001:db8::7]", "2001:db8::7"),
     ],
 )
 def test_of_a_chain_the_last_that_is_not_trusted_is_the_browser(chain, address):

@@ -117,8 +117,7 @@ def test_anything_else_is_refused_in_one_sentence_without_its_password(url: str)
         ("127.0.0.1:8000", "127.0.0.1-8000.sqlite3"),
         (":80", "0.0.0.0-80.sqlite3"),
         ("[::1]:8000", "1-8000.sqlite3"),
-        ("unix:/run/gateway.sock", "run-gateway.sock.sqlite3"),
-        ("unix:../x", "x.sqlite3"),
+        ("unix:/nowhere/gateway.sock", "nowhere-gateway.sock-1bc82678.sqlite3"),
     ],
 )
 def test_the_default_is_named_after_the_address(
@@ -126,6 +125,18 @@ def test_the_default_is_named_after_the_address(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert default_path(read_listen(listen)) == tmp_path / "gateway" / name
+
+
+def test_each_unix_socket_has_a_default_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    files = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        paths = ("x", "./x", f"{tmp_path}/{folder}/../{folder}/x", "x-y", "x/y", "ü", "ä")
+        files += [default_path(read_listen(f"unix:{path}")) for path in paths]
+    assert files[0] == files[1] == files[2], "the same socket"
+    assert len(set(files)) == len(files) - 4
 
 
 def test_the_default_is_in_the_users_state_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
