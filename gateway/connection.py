@@ -243,6 +243,11 @@ class Connection:
         """Call once when reading goes on."""
         self._resumed.append(call)
 
+    def forget_resumed(self, call: Callable[[], None]) -> None:
+        """Nobody waits for it any more. A no-op if it has been called."""
+        if call in self._resumed:
+            self._resumed.remove(call)
+
     def resume(self) -> None:
         """Read again."""
         self._paused = False

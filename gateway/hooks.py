@@ -200,7 +200,7 @@ class WebhookHook(Hook):
             ) as answer:
                 _judge(answer.status, answer.headers.get("Retry-After", ""))
         except aiohttp.ClientConnectorError as error:
-            raise HookFailed(f"cannot connect: {error.os_error.strerror or error.os_error}") from None
+            raise HookFailed(f"cannot connect: {_why(error.os_error)}") from None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise HookFailed(f"no answer: {str(error) or type(error).__name__}") from None
 
@@ -387,6 +387,13 @@ _PRIVATE = "is an address of a private network; write `private: true` if that is
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _OURS = ("content-type", "content-length", "transfer-encoding", "host", "idempotency-key")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+def _why(error: OSError) -> str:
+    """In words: asyncio's own begin with `Connect call failed`, and stop there."""
+    if "call failed" in (error.strerror or "") and error.errno is not None:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 def _read_url(text: str) -> URL:

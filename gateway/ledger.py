@@ -404,8 +404,8 @@ class Ledger:
     async def _lost(self) -> None:
         """We were not heard of for so long that others have taken our sessions."""
         log.error(
-            "this node was not heard of for more than %g s and another one has taken its sessions, or the store "
-            "was emptied: their clients are sent away",
+            "this node was not heard of for more than %g s and another one has taken its sessions, "
+            "or the store was emptied: their clients are sent away",
             self._lease,
         )
         self._waiting.clear()

@@ -788,7 +788,7 @@ async def test_a_webhook_that_nobody_listens_to(bench):
         port = taken.getsockname()[1]
     await bench.start(WebhookHook(f"http://127.0.0.1:{port}/", private=True))
     await bench.run()
-    assert "cannot connect: Connect" in (await bench.row()).error
+    assert "cannot connect: Connection refused" in (await bench.row()).error
 
 
 async def test_an_answer_that_is_no_http(bench):

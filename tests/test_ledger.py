@@ -14,7 +14,7 @@ import pytest
 
 from gateway.application import Refused
 from gateway.config import Limits, Settings, Timeouts
-from gateway.ledger import Health, Ledger, user_text
+from gateway.ledger import Entry, Health, Ledger, user_text
 from gateway.protocol.lifecycle import State
 from gateway.protocol.reasons import Reason
 from gateway.session_store import Claim, MemoryStore, Phase, StoreRefuses, StoreUnavailable
@@ -426,6 +426,22 @@ async def test_data_is_saved_after_open_at_each_renewal_and_when_the_connection_
     assert await recorded(store) == {"step": 4}
 
 
+async def test_others_have_a_turn_while_much_data_is_looked_at(node, clock, monkeypatch):
+    looks = []
+
+    def changed(entry: Entry) -> bool:
+        looks.append(entry.id)
+        clock.pass_(0.003)  # a megabyte takes longer
+        return False
+
+    for each in ("a", "b", "c"):
+        (await node.opened(each)).data["much"] = 1
+    monkeypatch.setattr(Entry, "changed", changed)
+    asyncio.get_running_loop().call_soon(looks.append, "another")
+    await node.ledger._save_changed()
+    assert looks == ["a", "another", "b", "c"]
+
+
 async def test_what_has_not_changed_is_not_written(node, store):
     entry = await node.opened("s")
     entry.data["step"] = 1
@@ -477,7 +493,9 @@ def test_a_user_that_cannot_be_text_is_somebody_all_the_same():
         def __str__(self):
             raise LookupError("not loaded")
 
-    assert "User object at" in user_text(User())
+    text = user_text(User())
+    assert text is not None
+    assert "User object at" in text
 
 
 # -- other nodes -----------------------------------------------------------------------------------------

@@ -132,3 +132,16 @@ for (const junk of [
 ]) {
   test(`${JSON.stringify(junk)} was not saved by us`, () => assert.equal(isLearned(junk), false));
 }
+
+test('POSTs grow where the network takes them, and shrink where it is slow', () => {
+  const limits = new Limits();
+  const sizes = [100, 100, 100, 3000, 3000, 3000, 3000].map((took) => {
+    const { batch } = limits;
+    limits.sent(batch, took);
+    return batch / 1024;
+  });
+  assert.deepEqual(sizes, [72, 144, 256, 256, 128, 64, 40]);
+  limits.refused(100_000);
+  for (let i = 0; i < 5; i++) limits.sent(40_000, 100);
+  assert.equal(limits.batch, limits.post, 'but not to what has failed');
+});

@@ -323,18 +323,6 @@ test('POSTs that are under way together have time for all of it', () => {
   assert.deepEqual(posts().slice(0, 4).map(({ aborted }) => aborted), [true, true, true, false]);
 });
 
-test('POSTs grow where the network takes them, and shrink where it is slow', () => {
-  const sizes = [100, 100, 100, 3000, 3000, 3000, 3000].map((took) => {
-    const { budget } = page.link;
-    send(...batch(2));
-    if (took > 1000) get().answer('6');
-    page.clock.pass(took);
-    post().answer('ok');
-    return budget;
-  });
-  assert.deepEqual(sizes.map((size) => size / 1024), [72, 144, 256, 256, 128, 64, 40]);
-});
-
 test('after a POST without an answer, the next are smaller for now', () => {
   send(...batch(2));
   post().answer('ok');

@@ -23,6 +23,7 @@ to 7, `at` in ms since 1970.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections import deque
@@ -37,6 +38,7 @@ MAX_PEOPLE: Final = 200  # a join is told to everyone: the cost grows with the s
 MAX_MESSAGE: Final = 4_096  # characters
 MAX_TEXT: Final = 500  # characters of a chat line or an echo
 MAX_TAB: Final = 64  # characters of a tab's key
+RELOAD: Final = 2.0  # s that a place is kept for the next page of its tab
 KEPT_LINES: Final = 20
 BURST: Final = 5  # chat lines and echoes at once, then
 PER_SECOND: Final = 1.0
@@ -47,6 +49,9 @@ ANIMALS: Final = (
     "Beaver", "Ibex", "Plover", "Dolphin", "Hare", "Osprey", "Newt", "Walrus",
     "Magpie", "Tapir", "Seal", "Wren", "Bison", "Koala", "Toad", "Ferret",
 )  # fmt: skip
+
+
+_GOING_AWAY: Final = 1001  # RFC 6455 section 7.4.1: the page was loaded anew
 
 
 class NotAccepted(Exception):
@@ -95,14 +100,23 @@ class Member:
         return {**self.face, "transport": self.transport}
 
 
+def _later(delay: float, call: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(delay, call)
+
+
 class DemoApplication(Application):
-    """`now` gives monotonic seconds, `wall` seconds since 1970."""
+    """`now` gives monotonic seconds, `wall` seconds since 1970; `later` calls something after so many s."""
 
     def __init__(
-        self, *, now: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+        self,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        later: Callable[[float, Callable[[], None]], None] = _later,
     ) -> None:
         self._now = now
         self._wall = wall
+        self._later = later
         self._channels: set[Channel] = set()
         self._members: dict[Channel, Member] = {}
         self._lines: deque[dict[str, Any]] = deque(maxlen=KEPT_LINES)
@@ -134,13 +148,19 @@ class DemoApplication(Application):
         return channel.drain() if channel.congested else None
 
     def close(self, channel: Channel, closing: Closing) -> None:
-        """The tab is gone, unless its next page has taken over already."""
+        """The tab is gone, unless its next page has taken over already, or is about to."""
         self._channels.discard(channel)
+        if closing.code == _GOING_AWAY and channel in self._members:
+            self._later(RELOAD, lambda: self._leave(channel))
+        else:
+            self._leave(channel)
+
+    # The room.
+
+    def _leave(self, channel: Channel) -> None:
         member = self._members.pop(channel, None)
         if member is not None:
             self._tell(type="leave", id=member.id)
-
-    # The room.
 
     def _enter(self, channel: Channel, fields: dict[str, Any]) -> None:
         if fields.get("type") != "hello":

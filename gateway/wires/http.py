@@ -266,7 +266,7 @@ class EngineEndpoint:
             if post.turn is Turn.LATER:
                 await self._wait_for_turn(post)
             if post.turn is Turn.NOW and connection.is_paused:
-                await self._wait_until_read(connection)
+                await self._wait_until_read(connection, post)
             body = b"" if post.turn is Turn.STALE else await self._body(request, post)
             if post.turn is Turn.NOW:
                 await _in_turns(polling.post_in_steps(body, post, query.skip, query.more))
@@ -275,7 +275,7 @@ class EngineEndpoint:
         finally:
             polling.end_post(post)
         if post.turn is Turn.STALE:
-            raise _stale(polling)
+            raise _stale(connection, polling)
         return text_response("ok")
 
     async def _wait_for_turn(self, post: Post) -> None:
@@ -326,18 +326,23 @@ class EngineEndpoint:
             post.moved = _nothing
         return b"".join(parts)
 
-    async def _wait_until_read(self, connection: Connection) -> None:
+    async def _wait_until_read(self, connection: Connection, post: Post) -> None:
         """The application is behind: hold the POST, and refuse it before anything was taken."""
         resumed = asyncio.Event()
         connection.when_resumed(resumed.set)
+        post.moved = resumed.set
         try:
             async with asyncio.timeout(self._settings.timeouts.send):
                 await resumed.wait()
         except TimeoutError:
             raise Refused(Code.BAD_REQUEST, "the application is behind", 503, retry_after=1) from None
+        finally:
+            connection.forget_resumed(resumed.set)
 
 
-def _stale(polling: PollingTransport) -> Refused:
+def _stale(connection: Connection, polling: PollingTransport) -> Refused:
+    if connection.state.is_over:
+        return Refused(Code.SESSION)
     if polling.closed:
         return Refused(Code.BAD_REQUEST, "the connection has left polling")
     return Refused(Code.BAD_REQUEST, "this POST was sent again meanwhile", 503, retry_after=1)

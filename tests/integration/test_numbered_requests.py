@@ -88,6 +88,12 @@ def ok(response: Response) -> bool:
     return (response.status, response.body) == (200, b"ok")
 
 
+async def test_a_connection_does_not_keep_its_first_request_with_its_body(client):
+    request = client.endpoint.witness.channels[client.sid].request
+    assert request.raw is None
+    assert "Host" in request.headers
+
+
 # -- POSTs -----------------------------------------------------------------------------------------
 
 
@@ -276,8 +282,28 @@ async def test_what_a_proxy_has_kept_until_the_websocket_is_there_is_refused(cli
         assert await client.endpoint.witness.heard(client.sid, 3) == ["a", "b", "d"]
 
 
+async def test_a_post_that_waits_until_more_is_read_is_replaced_by_its_repetition_at_once(client):
+    connection = client.endpoint.registry.connections[client.sid]
+    connection.pause()
+    first = await client.begin(client.post_bytes(1, b"4a"))
+    async with asyncio.timeout(5):
+        while not connection._resumed:
+            await client.endpoint.get("unknown")
+    second = await client.begin(client.post_bytes(1, b"4a"))
+    assert (await first.response()).status == 503
+    assert len(connection._resumed) == 1, "nothing is left of the first"
+    connection.resume()
+    assert ok(await second.response())
+    assert client.heard == ["a"]
+
+
 async def test_after_the_end_the_connection_is_unknown(client):
+    early = await client.begin(client.post_bytes(3, b"4c"))
+    async with asyncio.timeout(5):
+        while not client.endpoint.registry.connections[client.sid].polling._early:
+            await client.endpoint.get("unknown")
     assert ok(await client.post(1, b"1"))
+    assert (await early.response()).code == 1
     for late in (client.get(1), client.post(1, b"1"), client.post(2, b"4a")):
         refused = await late
         assert (refused.status, refused.code) == (400, 1)

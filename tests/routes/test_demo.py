@@ -15,6 +15,7 @@ from gateway.routes.demo import (
     MAX_MESSAGE,
     MAX_PEOPLE,
     MAX_TEXT,
+    RELOAD,
     Allowance,
     DemoApplication,
 )
@@ -56,8 +57,15 @@ class FakeChannel(Channel):
 class Clock:
     now = 0.0
 
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None]] = []
+
     def __call__(self) -> float:
         return self.now
+
+    def later(self, delay: float, call: Callable[[], None]) -> None:
+        assert delay == RELOAD
+        self.calls.append(call)
 
 
 @pytest.fixture
@@ -67,7 +75,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def room(clock: Clock) -> DemoApplication:
-    return DemoApplication(now=clock, wall=lambda: 1_700_000_000.5)
+    return DemoApplication(now=clock, wall=lambda: 1_700_000_000.5, later=clock.later)
 
 
 def say(room: DemoApplication, channel: FakeChannel, **fields: object) -> list[dict[str, Any]]:
@@ -148,6 +156,23 @@ def test_a_reload_takes_its_place_over_before_the_old_page_is_gone(
     assert other.take() == []
     assert say(room, new, type="ping", n=1) == [{"type": "pong", "n": 1}]
     assert say(room, old, type="ping", n=1)[0]["type"] == "error"
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_place_is_kept_while_a_page_is_loaded_anew(
+    room: DemoApplication, clock: Clock, enter: Enter, comes_back: bool
+) -> None:
+    other, old = enter("other"), enter("tab")
+    before = old.take()[0]
+    other.take()
+    room.close(old, Closing(Reason.CLIENT_CLOSE, 1001))
+    assert other.take() == []
+    if comes_back:
+        assert enter("tab").take()[0]["you"] == before["you"]
+    (over,) = clock.calls
+    over()
+    assert other.take() == ([] if comes_back else [{"type": "leave", "id": before["you"]}])
+    assert len(room) == 1 + comes_back
 
 
 def test_an_animal_comes_back_as_what_it_was_unless_somebody_else_is(enter: Enter) -> None:
