@@ -35,6 +35,7 @@ _CLAIMS: Final = 256  # at the same time: stores write together what waits toget
 _FAREWELL: Final = 1.0  # s for the store to be told of a stop, and to let go
 _ADOPTED: Final = 500  # orphans taken in one look at the most
 _WORTH_IT: Final = 32  # places for orphans, to ask for them before it is time
+_DATA: Final = 1_000_000  # characters of one session's data: all of it is looked at in each renewal
 _TURN: Final = 0.002  # s of looking at data before others have a turn
 
 
@@ -187,9 +188,12 @@ class Entry:
         if not self._data:
             return ""
         try:
-            return json.dumps(self._data, allow_nan=False)
+            text = json.dumps(self._data, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(f"handler.data is kept as JSON, and this is not: {error}") from error
+        if len(text) > _DATA:
+            raise TypeError(f"handler.data is kept up to {_DATA} characters of JSON, and this has {len(text)}")
+        return text
 
     def changed(self) -> bool:
         """Whether there is data that the store does not have. What is not JSON is told once."""

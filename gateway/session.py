@@ -786,8 +786,10 @@ class Sessions(Application):
     # What carriers call (`Application`).
 
     def open(self, channel: Channel) -> None:
-        """Who it is will be told by the hello."""
+        """Who it is will be told by the hello, which is not waited for longer than a handshake is."""
         channel.data[_SESSION] = None
+        loop = asyncio.get_running_loop()
+        channel.data[_HELLO] = loop.call_later(self.settings.timeouts.connect, channel.close)
 
     def message(self, channel: Channel, data: str | bytes) -> Awaitable[None] | None:
         """One frame of a carrier."""
@@ -795,7 +797,7 @@ class Sessions(Application):
         try:
             if session is not None:
                 return session.receive(data)
-            if not channel.data.get(_DONE):
+            if _expects_hello(channel):
                 return self._hello(channel, data)
         except (FrameError, ReplayError, SessionError) as error:
             self._broken(channel, session, error)
@@ -803,6 +805,7 @@ class Sessions(Application):
 
     def close(self, channel: Channel, closing: Closing) -> None:
         """A carrier is gone."""
+        _expects_hello(channel)
         session: Session | None = channel.data[_SESSION]
         if session is not None:
             session.detach(channel, closing.reason)
@@ -812,7 +815,6 @@ class Sessions(Application):
         if not isinstance(hello, frames.Hello):
             raise SessionError("the first frame is not a hello")
         assert isinstance(channel, EngineChannel), "a session is carried by Engine.IO"
-        channel.data[_DONE] = True
         if self._stopping:
             self._send_away(channel, hello.resume)
             return None
@@ -906,7 +908,6 @@ class Sessions(Application):
         if session is not None:
             session.end(Reason.PARSE_ERROR)
             return
-        channel.data[_DONE] = True
         channel.send(frames.encode(frames.End(_PROTOCOL_ERROR, "protocol error", False)))
         channel.close()
 
@@ -955,7 +956,15 @@ class Sessions(Application):
                 _say_end(carrier, Reason.SHUTDOWN)
 
 
-_DONE = "gateway.hello"
+_HELLO = "gateway.hello"
+
+
+def _expects_hello(channel: Channel) -> bool:
+    """Whether its first frame is still to come; from now on it is not."""
+    timer: asyncio.TimerHandle | None = channel.data.pop(_HELLO, None)
+    if timer is not None:
+        timer.cancel()
+    return timer is not None
 
 
 class _Nobody(Application):

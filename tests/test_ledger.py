@@ -480,6 +480,14 @@ async def test_what_is_not_json_is_said_at_save_and_harms_nothing(node, store, v
     assert node.cleaned[0].session.data == {"good": 1}
 
 
+async def test_too_much_data_is_said_at_save(node, store):
+    entry = await node.opened("s")
+    entry.data["log"] = "x" * 1_000_000
+    with pytest.raises(TypeError, match="kept up to 1000000 characters"):
+        await entry.save()
+    assert await recorded(store) == {}
+
+
 @pytest.mark.parametrize(
     ("user", "text"),
     [(None, None), ("ada", "ada"), ({"b": 1, "a": 2}, '{"a": 2, "b": 1}'), (7, "7"), ({1}, "{1}")],

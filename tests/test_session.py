@@ -23,7 +23,7 @@ from gateway.protocol.reasons import Reason
 from gateway.protocol.sending import UNDER_WAY
 from gateway.session import Session, SessionChannel
 from tests.support.running import PATIENCE, Log, running
-from tests.support.session_client import SessionClient, in_parts
+from tests.support.session_client import CARRIERS, SessionClient, in_parts
 
 pytestmark = pytest.mark.parametrize("transport", ["websocket", "polling"])
 
@@ -388,6 +388,15 @@ async def test_the_first_frame_is_a_hello(base, transport, wire):
     assert isinstance(end, frames.End)
     assert (end.code, end.retry) == (1002, False)
     await client.close()
+
+
+async def test_a_client_that_never_says_hello_is_sent_away(log, transport):
+    settings = Settings(ping=Ping(5.0, 5.0), timeouts=Timeouts(connect=0.2, close=0.5))
+    async with running(Gateway(routes(log), settings=settings)) as base:
+        carrier = await CARRIERS[transport].open(base, {})
+        async with asyncio.timeout(PATIENCE):
+            assert await carrier.incoming.get() is None
+        await carrier.leave()
 
 
 async def test_a_stop_tells_the_client_to_come_back(log, transport):
