@@ -172,6 +172,7 @@ class _Running:
             now=self.registry.now,
         )
         self.ledger.on_join = self._joined
+        self.hooks.again = self.ledger.again
         self.ledger.on_empty = gateway.when_empty
         self._finished = False
         self.sessions = Sessions(

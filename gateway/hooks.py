@@ -600,7 +600,8 @@ class Hooks:
 
     `hooks` are for every session, `routes` for those that have used a route of that pattern; a hook that
     is there twice runs once. At most `limits.hooks` run at a time. `node` is the name under which the claims
-    were made; set it anew when it changes. `pause` and `chance` (0 to 1) are for tests.
+    were made; set it anew when it changes. `again`, if set, makes a claim of that name once more that the
+    store does not know, or says that it is void. `pause` and `chance` (0 to 1) are for tests.
     """
 
     def __init__(
@@ -615,6 +616,7 @@ class Hooks:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.node = node
+        self.again: Callable[[str, Claim], Awaitable[Claim | None]] = _void
         self._store = store
         self._limit = settings.limits.hooks
         self._attempts = settings.limits.attempts
@@ -682,13 +684,14 @@ class Hooks:
         Returns when it is recorded: finished, put off or buried. After `close` it returns without, and the
         store keeps the claim for the next start. Who cancels it stops no hook.
         """
+        node = self.node
         tries = self._tries(claim)
         if not tries and not self._closed:
-            await self._record(self.node, claim, ())
+            await self._record(node, claim, ())
             return
         if not await self._turn():
             return
-        task = asyncio.create_task(self._clean(claim, tries))
+        task = asyncio.create_task(self._clean(node, claim, tries))
         self._running.add(task)
         task.add_done_callback(self._over)
         await asyncio.wait([task])
@@ -753,8 +756,7 @@ class Hooks:
 
     # -- one claim
 
-    async def _clean(self, claim: Claim, tries: Sequence[_Try]) -> None:
-        node = self.node
+    async def _clean(self, node: str, claim: Claim, tries: Sequence[_Try]) -> None:
         calls = [self._attempt(each, each.hook, claim) for each in tries if each.hook is not None]
         try:
             if len(calls) == 1:
@@ -830,14 +832,16 @@ class Hooks:
         given_up = [each for each in failed if each.given_up]
         error = "; ".join(f"{each.name}: {each.error}" for each in failed)[:_ERROR]
         if not failed:
-            await self._insist(claim, lambda: self._store.finish(node, claim))
+            await self._insist(node, claim, self._store.finish)
         elif len(given_up) == len(failed):
             names = tuple(each.name for each in failed)
-            await self._insist(claim, lambda: self._store.bury(node, claim, names, error))
+            await self._insist(node, claim, lambda *by: self._store.bury(*by, names, error))
         else:
             names = tuple(f"{each.name}{_GIVEN_UP if each.given_up else ''}" for each in failed)
             delay = self._delay(claim.attempt, failed)
-            await self._insist(claim, lambda: self._store.put_off(node, claim, delay, names, error))
+            await self._insist(
+                node, claim, lambda *by: self._store.put_off(*by, delay, names, error)
+            )
         for each in given_up:
             if not each.told:
                 log.error(_GIVE_UP, _short(claim), each.name, claim.attempt, each.error)
@@ -848,19 +852,30 @@ class Hooks:
         asked = (each.error.retry_after for each in failed if each.error is not None and not each.given_up)
         return max(wait, *asked)
 
-    async def _insist(self, claim: Claim, write: Callable[[], Awaitable[bool]]) -> None:
+    async def _insist(
+        self, node: str, claim: Claim, write: Callable[[str, Claim], Awaitable[bool]]
+    ) -> None:
         """Record it, as soon as the store takes it: what has been done is not done again for that."""
         waits = iter(_RECORD_WAITS)
         wait = 0.0
         while True:
             try:
-                if not await write() and not wait:  # a repeated write may find that the first one counted
-                    log.warning(_TAKEN_OVER, _short(claim))
-                return
+                if await write(node, claim):
+                    return
+                again = await self.again(node, claim)
+                if again is None:
+                    if not wait:  # a repeated write may find that the first one counted
+                        log.warning(_TAKEN_OVER, _short(claim))
+                    return
+                node, claim = self.node, again
             except StoreError as error:
                 wait = next(waits, wait)
                 log.debug("what a cleanup hook did is not recorded yet: %s", error)
                 await self._pause(wait)
+
+
+async def _void(node: str, claim: Claim) -> Claim | None:
+    return None
 
 
 async def _guarded(hook: Hook, end: SessionEnd, tools: Tools) -> HookFailed | None:

@@ -192,7 +192,9 @@ class Entry:
         except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(f"handler.data is kept as JSON, and this is not: {error}") from error
         if len(text) > _DATA:
-            raise TypeError(f"handler.data is kept up to {_DATA} characters of JSON, and this has {len(text)}")
+            raise TypeError(
+                f"handler.data is kept up to {_DATA} characters of JSON, and this has {len(text)}"
+            )
         return text
 
     def changed(self) -> bool:
@@ -319,6 +321,7 @@ class Ledger:
         self._ended: deque[Entry] = deque()  # to be claimed
         self._waiting: dict[Entry, tuple[Claim, float]] = {}  # claimed; applications are at work
         self._claims: deque[tuple[Entry | None, Claim]] = deque()  # to be cleaned up
+        self._unrecorded: dict[Entry, None] = {}  # nobody waits for their end
         self._missed: dict[Entry, None] = {}  # changed while the store was down
         self._unremoved: dict[Entry, None] = {}  # likewise, refused
         self._doubtful: set[str] = set()  # perhaps resumed, with an answer that got lost
@@ -388,6 +391,7 @@ class Ledger:
                 entry = self.entries.get(session_id)
                 if entry is not None:
                     entry.tell(Reason.SERVER_CLOSE)
+            await self._record_late()
             await self._adopt_orphans()
             await self._look_if_empty()
         except StoreError as error:
@@ -531,9 +535,7 @@ class Ledger:
         return True
 
     async def _park(self, parked: Sequence[tuple[Entry, float, bytes]]) -> None:
-        for entry, _, _ in parked:
-            if not entry.is_recorded:
-                entry.is_recorded = await self.store.add(self.node, entry.record())
+        await self._record_all([entry for entry, _, _ in parked if not entry.is_recorded])
         await self.store.save(self.node, [entry.record() for entry, _, _ in parked])
         await self.store.park(self.node, [(entry.id, grace, state) for entry, grace, state in parked])
 
@@ -547,6 +549,9 @@ class Ledger:
         entry.reason = entry.reason or reason
         action = self.move(entry, Event.END)
         if action is Action.FORGET:
+            self._forget(entry)
+        elif action is Action.CLAIM and not entry.is_recorded and not self._has_hooks(entry.routes):
+            self.move(entry, Event.CLEANED)
             self._forget(entry)
         elif action is Action.CLAIM:
             self._ended.append(entry)
@@ -595,14 +600,21 @@ class Ledger:
         self._with_data.pop(entry, None)
         self._to_save.pop(entry, None)
         self._missed.pop(entry, None)
+        self._unrecorded.pop(entry, None)
         self.counts[State.CLOSED] = 0
 
     # -- what entries ask for ------------------------------------------------------------------------
 
     async def record(self, entry: Entry) -> None:
-        """A session begins. Raises `Refused` if the store takes none, or this node is lost."""
+        """A session begins. Raises `Refused` if the store takes none, or this node is lost.
+
+        Where no hook waits for its end the next beat is soon enough, and many are over by then.
+        """
         if self.health is Health.UNAVAILABLE:
             return  # `_heal` sees to it
+        if self.health is Health.OK and not self._has_hooks(entry.routes):
+            self._unrecorded[entry] = None
+            return
         try:
             entry.is_recorded = await self.store.add(self.node, entry.record())
         except StoreRefuses as error:
@@ -614,6 +626,20 @@ class Ledger:
         if not entry.is_recorded:
             self._renewed -= self._lease  # the next beat finds out
             raise Refused(503, "this node is not in charge any more; try again")
+
+    async def _record_late(self) -> None:
+        late, self._unrecorded = self._unrecorded, {}
+        await self._record_all([entry for entry in late if entry.state.is_present and not entry.is_recorded])
+
+    async def _record_all(self, entries: list[Entry]) -> None:
+        """Record these, many at the same time: stores write together what waits together."""
+        for start in range(0, len(entries), _CLAIMS):
+            some = entries[start : start + _CLAIMS]
+            added = await asyncio.gather(*(self.store.add(self.node, entry.record()) for entry in some))
+            for entry, is_recorded in zip(some, added, strict=True):
+                entry.is_recorded = is_recorded
+                if entry.state is State.CLOSED:  # meanwhile, and nobody knew that there is a record
+                    self.remove(entry)
 
     async def save(self, entries: Iterable[Entry]) -> bool:
         """Record what has changed in these. False: not now, but when the store is back."""
@@ -789,8 +815,7 @@ class Ledger:
         unrecorded = [
             entry for entry in self.entries.values() if entry.state.is_present and not entry.is_recorded
         ]
-        for entry in unrecorded:
-            entry.is_recorded = await self.store.add(self.node, entry.record())
+        await self._record_all(unrecorded)
         await self._end_doubtful()
         self.health = Health.OK
         missed, self._missed = self._missed, {}

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
+from uuid import uuid4
 
 
 class StoreError(Exception):
@@ -125,6 +126,14 @@ class SessionStore(ABC):
     async def close(self) -> None:
         """Finish what was asked for, and let go. Idempotent."""
 
+    @abstractmethod
+    async def born(self) -> str:
+        """A text that changes only when all records are gone at once and the store begins from nothing.
+
+        A node that is not known any more was declared lost by another one, or, if this has changed, nobody
+        has anything of it.
+        """
+
     # -- nodes -------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -134,7 +143,8 @@ class SessionStore(ABC):
     @abstractmethod
     async def renew(self, node: str, lease: float) -> bool:
         """One write for all sessions of the node. False: the lease was over and another node has declared
-        this one lost. Its sessions are not its own any more, and all its later writes are refused.
+        this one lost, or the store was emptied, see `born`. Its sessions are not its own any more, and all
+        its later writes are refused.
         """
 
     @abstractmethod
@@ -303,6 +313,7 @@ class MemoryStore(SessionStore):
     def __init__(self, clock: Callable[[], float] = time.monotonic, *, lasting: bool = False) -> None:
         self.lasting = lasting
         self._clock = clock
+        self._born = uuid4().hex
         self._nodes: dict[str, _Node] = {}
         self._records: dict[str, _Record] = {}  # oldest first
         # What has to be looked at often must not cost a walk through all records.
@@ -316,6 +327,9 @@ class MemoryStore(SessionStore):
 
     async def close(self) -> None:
         """Nothing to do: another node may go on with it."""
+
+    async def born(self) -> str:
+        return self._born
 
     async def join(self, node: str, lease: float) -> None:
         node.encode()

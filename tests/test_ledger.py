@@ -337,10 +337,12 @@ async def test_a_hook_that_fails_or_hangs_stops_no_other(node, monkeypatch):
     await node.ledger.stop()
 
 
-async def test_without_a_hook_for_it_a_session_is_dropped_in_one_step(store, clock):
+async def test_a_session_without_a_hook_costs_a_write_at_its_beginning_and_one_at_its_end(store, clock):
     node = Node(store, clock, "a", has_hooks=lambda routes: "/lab" in routes)
     await node.ledger.start()
     plain, lab = await node.opened("plain", "/chat"), await node.opened("lab", "/lab")
+    await node.pass_(1.0)
+    assert await phases(store) == {"plain": Phase.OPEN, "lab": Phase.OPEN}
     before = store.writes
     await node.close(plain)
     assert (plain.state, store.writes - before) == (State.CLOSED, 1)
@@ -350,10 +352,54 @@ async def test_without_a_hook_for_it_a_session_is_dropped_in_one_step(store, clo
     assert node.ledger.entries == {}
 
 
+async def test_a_short_session_without_a_hook_costs_the_store_nothing(store, clock):
+    node = Node(store, clock, "a", has_hooks=lambda routes: False)
+    await node.ledger.start()
+    before = store.writes
+    entry = await node.opened("s")
+    await node.close(entry)
+    await node.pass_(1.0)
+    assert (entry.state, store.writes - before) == (State.CLOSED, 0)
+    assert node.ledger.entries == {}
+
+
+async def test_a_session_that_ends_while_it_is_recorded_leaves_no_record(store, clock, monkeypatch):
+    node = Node(store, clock, "a", has_hooks=lambda routes: False)
+    await node.ledger.start()
+    entry = await node.opened("s")
+    added, answered = asyncio.Event(), asyncio.Event()
+    add = store.add
+
+    async def slow(*arguments: Any) -> bool:
+        answer = await add(*arguments)
+        added.set()
+        await answered.wait()
+        return answer
+
+    monkeypatch.setattr(store, "add", slow)
+    recording = asyncio.ensure_future(node.ledger.beat())
+    await added.wait()
+    await node.close(entry)
+    answered.set()
+    await recording
+    await settle()
+    assert (entry.state, await phases(store)) == (State.CLOSED, {})
+
+
+async def test_a_second_route_with_a_hook_is_recorded_before_it_is_asked(store, clock):
+    node = Node(store, clock, "a", has_hooks=lambda routes: "/lab" in routes)
+    await node.ledger.start()
+    entry = await node.opened("s", "/chat")
+    assert await phases(store) == {}
+    await entry.ask("/lab")
+    assert await phases(store) == {"s": Phase.OPEN}
+
+
 async def test_without_a_hook_for_it_a_session_is_dropped_when_the_store_is_back(store, clock):
     node = Node(store, clock, "a", has_hooks=lambda routes: False)
     await node.ledger.start()
     entry = await node.opened("s")
+    await node.pass_(1.0)
     store.fault = StoreUnavailable("away")
     await node.close(entry)
     assert (entry.state, node.ledger.is_cleaning) == (State.CLOSING, True)

@@ -128,7 +128,7 @@ export function createTransports({ Polling, WebSocket }, clock) {
       this.#open.set(mark, 0);
       const done = () => this.#done(mark);
       // Without a number: it is no message, and may come twice, or out of its turn.
-      this.#ask({ next: (tries) => ['', this.#patience(tries), PONG], failed() {}, answered: done, lost: done });
+      this.#ask({ next: (tries) => ['', this.#patience(tries, this.#bytesUnderWay), PONG], failed() {}, answered: done, lost: done });
     }
 
     doWrite(payload) {
@@ -150,9 +150,11 @@ export function createTransports({ Polling, WebSocket }, clock) {
           [count, bytes] = measure(packets, skip, limits.post);
           this.#open.set(number, bytes);
           underWay = this.#bytesUnderWay;
+          // What follows beside it shares the network, too.
+          const expected = Math.max(underWay, bytes * this.#lanes);
           const end = skip + count;
           const query = `&n=${number}&skip=${skip}${end < packets.length ? '&more=1' : ''}`;
-          return [query, this.#patience(tries), packets.slice(skip, end).join(SEPARATOR)];
+          return [query, this.#patience(tries, expected), packets.slice(skip, end).join(SEPARATOR)];
         },
         failed: (status, waited, tries, since) => {
           if (status === TOO_LARGE) return count > 1 && limits.refused(bytes);
@@ -160,7 +162,8 @@ export function createTransports({ Polling, WebSocket }, clock) {
           limits.slow();
           // Others may have waited for their turn; and where nothing at all comes through, it is not the size.
           const [oldest] = this.#open.keys();
-          const isOdd = tries >= (status === LATE ? 2 : REPEATS) && this.#heardAt > since;
+          const enough = waited > REPEAT_FOR_MS ? 1 : status === LATE ? 2 : REPEATS;
+          const isOdd = tries >= enough && this.#heardAt > since - waited;
           if (isOdd && number === oldest) limits.refused(bytes);
           return undefined;
         },
@@ -179,11 +182,10 @@ export function createTransports({ Polling, WebSocket }, clock) {
       return [...this.#open.values()].reduce((sum, bytes) => sum + bytes, 0);
     }
 
-    // All that is under way shares the network.
-    #patience(tries) {
+    #patience(tries, bytes) {
       const { roundTrip, rate } = this.opts.watch.limits;
-      const sending = (RATES * this.#bytesUnderWay) / rate;
-      return (Math.max(POST_MS, ROUND_TRIPS * roundTrip) + sending) * LONGER ** tries;
+      const least = Math.max(POST_MS, ROUND_TRIPS * roundTrip);
+      return (least + (RATES * bytes) / rate) * LONGER ** tries;
     }
 
     #done(mark) {

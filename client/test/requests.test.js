@@ -290,21 +290,27 @@ test('a POST is sent again with its number and its body, beside later ones', () 
   assert.equal(post().query.n, '3');
 });
 
-test('a POST has time for its size, and each try has more', () => {
-  send(...batch(2, 'x'.repeat(31_998)));
+test('a POST has time for its size, and for others beside it, and each try has more', () => {
+  const holds = (ms) => {
+    for (; ms > 4000; ms -= 4000) {
+      page.clock.pass(4000);
+      get().answer('6');
+    }
+    page.clock.pass(ms);
+  };
+  send('x'.repeat(15_998));
   const first = post();
-  assert.equal(first.body.length, 64_001);
-  page.clock.pass(5499);
+  assert.equal(first.body.length, 15_999);
+  holds(5499);
   assert.equal(first.aborted, false);
-  page.clock.pass(2);
+  page.clock.pass(1);
   assert.equal(first.aborted, true);
   page.clock.pass(100);
   const second = post();
   assert.deepEqual([second.query.n, second.body], ['1', first.body]);
-  get().answer('6');
-  page.clock.pass(8249);
+  holds(8249);
   assert.equal(second.aborted, false);
-  page.clock.pass(2);
+  page.clock.pass(1);
   assert.equal(second.aborted, true);
 });
 
@@ -316,11 +322,20 @@ test('a word into a connection that is dead is said again after 1.5 s', () => {
   assert.deepEqual(posts().map(({ query, body }) => [query.n, body]), [['1', '4a'], ['1', '4a']]);
 });
 
-test('POSTs that are under way together have time for all of it', () => {
+test('on a slow uplink no POST is sent twice', () => {
   for (let i = 0; i < 4; i++) send(...batch(2));
-  page.clock.pass(5501 + 8000);
+  // 16 kB/s.
+  for (let i = 0; i < 4; i++) {
+    page.clock.pass(4000);
+    get().answer('6');
+  }
+  assert.equal(posts().length, 4);
+  for (const one of posts()) one.answer('ok');
+  assert.equal(page.link.budget, 40 * 1024);
+  send(...batch(1));
+  page.clock.pass(4000);
   get().answer('6');
-  assert.deepEqual(posts().slice(0, 4).map(({ aborted }) => aborted), [true, true, true, false]);
+  assert.equal(posts().length, 5);
 });
 
 test('after a POST without an answer, the next are smaller for now', () => {
@@ -368,18 +383,29 @@ test('one message that is too large for the way ends the connection', () => {
   assert.deepEqual(page.ends, ['server']);
 });
 
-test('the oldest POST that gets no answer, twice, while others do, is sent in halves', () => {
-  send(...batch(4));
-  const whole = post().packets.length;
-  page.clock.pass(9601);
-  assert.equal(post().packets.length, whole);
-  get().answer('6');
-  for (let i = 0; i < 4; i++) {
+test('the oldest POST that gets no answer for long, while others do, is sent in halves', () => {
+  send(...batch(2));
+  const [first] = posts();
+  while (!first.aborted) {
     page.clock.pass(4000);
     get().answer('6');
   }
   assert.equal(post().query.more, '1');
-  assert.equal(post().packets.length, whole / 2);
+  assert.equal(post().packets.length, 1);
+  assert.equal(page.choice.limits.post, 40 * 1024);
+});
+
+test('a POST into a connection that is dead teaches nothing where it is noticed soon', () => {
+  send(...batch(2));
+  page.clock.pass(10);
+  post().answer('ok');
+  send(...batch(2));
+  const late = post();
+  page.clock.pass(4000);
+  assert.equal(late.aborted, true);
+  get().answer('6');
+  assert.equal(post().body, late.body);
+  assert.equal(page.choice.limits.post, 256 * 1024);
 });
 
 test('where nothing comes through, POSTs become no smaller', () => {

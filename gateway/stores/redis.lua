@@ -4,6 +4,7 @@
 -- when it may still be done (by the server's clock: its caller has given up after that), and its arguments.
 --
 --   version                what the keys mean
+--   born                   a random text: another one, and the keys before it are gone
 --   n                      how many sessions there have been: they are listed in this order
 --   nodes, gone            sorted sets: node -> the end of its lease; node -> since when it is lost, or has left
 --   s:ID                   a hash: session (JSON), phase, node, n, state, reason, fence, attempt, pending, …
@@ -99,6 +100,11 @@ local acts = {}
 function acts.open(version)
     call("SETNX", p .. "version", version)
     return call("GET", p .. "version")
+end
+
+function acts.born(text)
+    call("SETNX", p .. "born", text)
+    return call("GET", p .. "born")
 end
 
 function acts.join(version, node, lease)

@@ -114,6 +114,10 @@ class RedisStore(SessionStore):
             self._wake.set()
             await worker
 
+    async def born(self) -> str:
+        found: bytes = await self._do("born", uuid4().hex)
+        return found.decode()
+
     # -- nodes -------------------------------------------------------------------------------------
 
     async def join(self, node: str, lease: float) -> None:

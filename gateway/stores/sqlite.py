@@ -25,6 +25,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
+from uuid import uuid4
 
 from gateway.session_store import (
     Claim,
@@ -132,6 +133,9 @@ class SqliteStore(SessionStore):
         if thread is not None:
             self._jobs.put(None)
             await Threads(1).run(thread.join)  # a daemon: a process whose file is locked can end
+
+    async def born(self) -> str:
+        return await self._do(_birth, text=uuid4().hex)
 
     # -- nodes -------------------------------------------------------------------------------------
 
@@ -502,6 +506,12 @@ def _explain(error: Exception, path: Path) -> StoreError:
 
 def _nothing(database: _Database, values: _Values) -> None:
     """To see whether the file can be used."""
+
+
+def _birth(database: _Database, values: _Values) -> str:
+    database.execute("INSERT OR IGNORE INTO meta VALUES ('born', :text)", values)
+    found: str = database.execute("SELECT value FROM meta WHERE key = 'born'").fetchone()[0]
+    return found
 
 
 def _join(database: _Database, values: _Values) -> None:
