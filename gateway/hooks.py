@@ -835,13 +835,11 @@ class Hooks:
             await self._insist(node, claim, self._store.finish)
         elif len(given_up) == len(failed):
             names = tuple(each.name for each in failed)
-            await self._insist(node, claim, lambda *by: self._store.bury(*by, names, error))
+            await self._insist(node, claim, lambda by, its: self._store.bury(by, its, names, error))
         else:
             names = tuple(f"{each.name}{_GIVEN_UP if each.given_up else ''}" for each in failed)
             delay = self._delay(claim.attempt, failed)
-            await self._insist(
-                node, claim, lambda *by: self._store.put_off(*by, delay, names, error)
-            )
+            await self._insist(node, claim, lambda by, its: self._store.put_off(by, its, delay, names, error))
         for each in given_up:
             if not each.told:
                 log.error(_GIVE_UP, _short(claim), each.name, claim.attempt, each.error)
@@ -852,9 +850,7 @@ class Hooks:
         asked = (each.error.retry_after for each in failed if each.error is not None and not each.given_up)
         return max(wait, *asked)
 
-    async def _insist(
-        self, node: str, claim: Claim, write: Callable[[str, Claim], Awaitable[bool]]
-    ) -> None:
+    async def _insist(self, node: str, claim: Claim, write: Callable[[str, Claim], Awaitable[bool]]) -> None:
         """Record it, as soon as the store takes it: what has been done is not done again for that."""
         waits = iter(_RECORD_WAITS)
         wait = 0.0
@@ -874,7 +870,7 @@ class Hooks:
                 await self._pause(wait)
 
 
-async def _void(node: str, claim: Claim) -> Claim | None:
+async def _void(_node: str, _claim: Claim) -> Claim | None:
     return None
 
 

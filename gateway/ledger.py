@@ -313,6 +313,9 @@ class Ledger:
         self._has_hooks = has_hooks
         self._capacity = capacity
         self._new_node = new_node
+        self._born = ""  # see `SessionStore.born`
+        self._before: set[str] = set()  # names that we had before the store was emptied
+        self._looking = asyncio.Lock()  # whether it was
         self._renewed = self.now()
         self._orphans_from = self._renewed  # not before: other nodes are to be heard first
         self._empty_since: float | None = None
@@ -326,6 +329,7 @@ class Ledger:
         self._unremoved: dict[Entry, None] = {}  # likewise, refused
         self._doubtful: set[str] = set()  # perhaps resumed, with an answer that got lost
         self._unfinished: list[tuple[Entry | None, Claim]] = []  # likewise
+        self._void: list[tuple[Entry | None, Claim]] = []  # claimed, before the store was emptied
         self._orphans = 0  # taken, and there are more
         self._more = False  # orphans, perhaps, than there was room for
         self._claiming = 0
@@ -368,6 +372,7 @@ class Ledger:
     async def _join(self) -> None:
         node = self._new_node()
         await self.store.join(node, self._lease)
+        self._born = await self.store.born()
         self.node, self._renewed = node, self.now()
         if self.on_join is not None:
             self.on_join(node)
@@ -402,8 +407,10 @@ class Ledger:
         if self.health is not Health.OK or began - self._renewed >= self._lease:
             # Whatever kept us from renewing may have kept others: they live, and have a lease to say so.
             self._orphans_from = began + self._lease
-        if not await self.store.renew(self.node, self._lease):
-            await self._lost()
+        node = self.node
+        if not await self.store.renew(node, self._lease):
+            if not await self._emptied(node):
+                await self._lost()
             return
         self._renewed = began
         await self._save_changed()
@@ -411,22 +418,64 @@ class Ledger:
 
     async def _lost(self) -> None:
         """We were not heard of for so long that others have taken our sessions."""
+        await self._join()  # before the clients are told: they come back at once
         log.error(
-            "this node was not heard of for more than %g s and another one has taken its sessions, "
-            "or the store was emptied: their clients are sent away",
+            "this node was not heard of for more than %g s and another one has taken its sessions: "
+            "their clients are sent away",
             self._lease,
         )
         self._waiting.clear()
         self._claims.clear()
         self._unfinished.clear()
+        self._void.clear()
         self._doubtful.clear()
         for entry in list(self.entries.values()):
             if entry.is_recorded:
                 self.move(entry, Event.LOST)
                 entry.tell(Reason.NODE_LOST)
                 self._forget(entry)
-        await self._join()
         await self._heal()
+
+    async def _emptied(self, node: str) -> bool:
+        """Whether the store was emptied since we had this name. If so, it knows our sessions again."""
+        async with self._looking:
+            if node == self.node and await self.store.born() != self._born:
+                await self._begin_anew()
+        return node in self._before
+
+    async def _begin_anew(self) -> None:
+        """Nobody can have taken our sessions: they go on, and are recorded once more."""
+        before = self.node
+        await self._join()
+        self._before.add(before)
+        log.warning(
+            "the session store was emptied: recording %d session%s of this node again; "
+            "what was only in the store is not cleaned up after",
+            self.present,
+            "s"[: self.present != 1],
+        )
+        self.health = Health.UNAVAILABLE  # until it is done
+        for entry in self.entries.values():
+            entry.is_recorded = False
+        self._void += [(entry, claim) for entry, (claim, _) in self._waiting.items()]
+        self._void += [*self._claims, *self._unfinished]
+        self._waiting.clear()
+        self._claims.clear()
+        self._unfinished.clear()
+        await self._make_up()
+        self._pump()
+
+    async def again(self, node: str, claim: Claim) -> Claim | None:
+        """A claim that the store does not know. Made once more if it was emptied; None: it is void.
+
+        `node` is the name under which it was made. Raises `StoreError`.
+        """
+        return await self._claim_again(claim) if await self._emptied(node) else None
+
+    async def _claim_again(self, claim: Claim) -> Claim | None:
+        await self.store.add(self.node, claim.session)
+        made = await self.store.claim(self.node, claim.session, claim.reason, claim.detected_after)
+        return made and replace(claim, fence=made.fence)
 
     async def _adopt_orphans(self) -> None:
         is_time = self.now() >= self._orphans_from
@@ -535,6 +584,7 @@ class Ledger:
         return True
 
     async def _park(self, parked: Sequence[tuple[Entry, float, bytes]]) -> None:
+        await self._emptied(self.node)  # which nobody may have noticed yet
         await self._record_all([entry for entry, _, _ in parked if not entry.is_recorded])
         await self.store.save(self.node, [entry.record() for entry, _, _ in parked])
         await self.store.park(self.node, [(entry.id, grace, state) for entry, grace, state in parked])
@@ -587,7 +637,8 @@ class Ledger:
     @property
     def is_cleaning(self) -> bool:
         """Whether there is a session that is over, and not cleaned up after or put off."""
-        return bool(self._ended or self._waiting or self._claims or self._unfinished or self.running)
+        held = self._waiting or self._claims or self._unfinished or self._void
+        return bool(self._ended or held or self.running)
 
     @property
     def running(self) -> int:
@@ -611,12 +662,16 @@ class Ledger:
         Where no hook waits for its end the next beat is soon enough, and many are over by then.
         """
         if self.health is Health.UNAVAILABLE:
-            return  # `_heal` sees to it
+            self._missed[entry] = None  # `_heal` sees to it
+            return
         if self.health is Health.OK and not self._has_hooks(entry.routes):
             self._unrecorded[entry] = None
             return
+        node = self.node
         try:
-            entry.is_recorded = await self.store.add(self.node, entry.record())
+            entry.is_recorded = await self.store.add(node, entry.record())
+            if not entry.is_recorded:
+                await self._emptied(node)
         except StoreRefuses as error:
             self._trouble(error)
             raise Refused(503, "new sessions cannot be recorded; try again later") from error
@@ -638,7 +693,7 @@ class Ledger:
             added = await asyncio.gather(*(self.store.add(self.node, entry.record()) for entry in some))
             for entry, is_recorded in zip(some, added, strict=True):
                 entry.is_recorded = is_recorded
-                if entry.state is State.CLOSED:  # meanwhile, and nobody knew that there is a record
+                if entry.state in (State.NEW, State.CLOSED):  # meanwhile, and nobody knew of a record
                     self.remove(entry)
 
     async def save(self, entries: Iterable[Entry]) -> bool:
@@ -728,20 +783,28 @@ class Ledger:
         if not self._has_hooks(entry.routes):
             await self._drop(entry)
             return
+        node = self.node
         try:
             if not entry.is_recorded:
-                entry.is_recorded = await self.store.add(self.node, entry.record())
-            claim = await self.store.claim(self.node, entry.record(), entry.reason.name, entry.detected_after)
+                entry.is_recorded = await self.store.add(node, entry.record())
+            claim = await self.store.claim(node, entry.record(), entry.reason.name, entry.detected_after)
+            emptied = claim is None and await self._emptied(node)
         except StoreError as error:
             self._ended.appendleft(entry)
             self._trouble(error)
             return
-        if claim is None:
+        if emptied:
+            self._ended.append(entry)
+        else:
+            self._claimed(entry, claim)
+
+    def _claimed(self, entry: Entry | None, claim: Claim | None) -> None:
+        if entry is not None and claim is None:
             self.move(entry, Event.LOST)
             self._forget(entry)
-        elif entry.is_busy:
+        elif entry is not None and claim is not None and entry.is_busy:
             self._waiting[entry] = (claim, self.now() + self._patience)
-        else:
+        elif claim is not None:
             self._claims.append((entry, claim))
             self._pump()
 
@@ -810,12 +873,30 @@ class Ledger:
 
     async def _heal(self) -> None:
         """The store has answered: make up for what has waited."""
-        if self.health is Health.OK:
-            return
-        unrecorded = [
-            entry for entry in self.entries.values() if entry.state.is_present and not entry.is_recorded
-        ]
-        await self._record_all(unrecorded)
+        async with self._looking:
+            if self.health is Health.OK:
+                return
+            count = await self._make_up()
+        log.info(
+            "the session store is back: %d new session%s recorded, %d to clean up after",
+            count,
+            "s"[: count != 1],
+            len(self._ended),
+        )
+        self._pump()
+
+    async def _make_up(self) -> int:
+        """How many sessions were recorded. One at a time may do this."""
+        recorded: set[Entry] = set()
+        while some := self._missing(recorded):  # others may begin meanwhile
+            recorded.update(some)
+            await self._record_all(some)
+        while self._void:
+            void = self._void[:_CLAIMS]
+            claims = await asyncio.gather(*(self._claim_again(claim) for _, claim in void))
+            del self._void[: len(void)]
+            for (entry, _), claim in zip(void, claims, strict=True):
+                self._claimed(entry, claim)
         await self._end_doubtful()
         self.health = Health.OK
         missed, self._missed = self._missed, {}
@@ -825,13 +906,11 @@ class Ledger:
             await self._remove(entry)
         unfinished, self._unfinished = self._unfinished, []
         self._claims.extend(unfinished)
-        log.info(
-            "the session store is back: %d new session%s recorded, %d to clean up after",
-            len(unrecorded),
-            "s"[: len(unrecorded) != 1],
-            len(self._ended),
-        )
-        self._pump()
+        return len(recorded)
+
+    def _missing(self, tried: set[Entry]) -> list[Entry]:
+        entries = (entry for entry in self.entries.values() if entry.state.is_present)
+        return [entry for entry in entries if not entry.is_recorded and entry not in tried]
 
     async def _end_doubtful(self) -> None:
         """What has become ours without our knowing has no client: it was told that the state is lost."""

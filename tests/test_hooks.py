@@ -513,6 +513,32 @@ async def test_a_claim_that_is_void_changes_nothing(bench, caplog):
     assert "another node has taken over" in caplog.text
 
 
+@pytest.mark.parametrize(("attempts", "phase"), [(None, Phase.CLOSING), (1, Phase.FAILED)])
+async def test_what_failed_while_the_store_was_emptied_is_tried_again_all_the_same(
+    bench, attempts, phase, caplog
+):
+    hooks = await bench.start(FunctionHook(lambda end: 1 / 0, attempts=attempts, name="lamp"))
+    claim = await bench.claim()
+    await bench.store.finish(NODE, claim)
+    asked = []
+
+    async def again(node, claim):
+        asked.append(node)
+        if len(asked) == 1:
+            raise StoreUnavailable("not just now")
+        hooks.node = "anew"
+        await bench.store.join("anew", 1000.0)
+        await bench.store.add("anew", claim.session)
+        return await bench.store.claim("anew", claim.session, claim.reason)
+
+    hooks.again = again
+    await hooks.run(claim)
+    assert asked == [NODE, NODE]
+    row = await bench.row()
+    assert (row.phase, row.error) == (phase, "lamp: ZeroDivisionError: division by zero")
+    assert "taken over" not in caplog.text
+
+
 # -- many of them ----------------------------------------------------------------------------------
 
 

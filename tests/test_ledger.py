@@ -66,9 +66,13 @@ class Faulty(MemoryStore):
 
         return act
 
+    def empty(self) -> None:
+        """All of it is gone."""
+        super().__init__(self._clock, lasting=True)
+
 
 _WRITES = {"add", "save", "remove", "park", "resume", "claim", "finish", "put_off", "bury"}
-_ACTS = _WRITES | {"join", "renew", "leave", "claim_orphans", "parked", "counts", "asked_to_close"}
+_ACTS = _WRITES | {"born", "join", "renew", "leave", "claim_orphans", "parked", "counts", "asked_to_close"}
 
 
 class Node:
@@ -635,6 +639,17 @@ async def test_a_node_that_was_paused_ends_its_sessions_and_runs_no_hook(node, s
     assert node.reasons == [("later", "CLIENT_CLOSE")]
 
 
+async def test_a_lost_node_is_there_again_before_its_clients_are_told(node, store, clock):
+    names = []
+    entry = node.ledger.begin("s", lambda reason: names.append(node.ledger.node))
+    await entry.ask("/r")
+    other = Node(store, clock, "b")
+    await other.ledger.start()
+    await other.pass_(16)
+    await node.ledger.beat()
+    assert names == ["a2"]
+
+
 async def test_what_waits_for_its_turn_on_a_lost_node_is_left_to_the_other(store, clock):
     node = Node(store, clock, "a", replace(SETTINGS, limits=Limits(hooks=1)))
     await node.ledger.start()
@@ -926,6 +941,119 @@ async def test_a_beat_that_fails_is_not_the_last(node, store, monkeypatch, caplo
         await beats.acquire()
     await node.ledger.stop()
     assert "the look at the session store failed" in caplog.text
+
+
+async def test_what_begins_while_the_store_comes_back_is_recorded_too(node, store, monkeypatch):
+    await node.opened("one")
+    store.fault = StoreUnavailable("no answer")
+    await node.pass_(1)
+    await node.opened("two")
+    store.fault = None
+
+    async def slow() -> None:
+        store.gate = asyncio.Event()
+
+    monkeypatch.setattr(node.ledger, "_save_changed", slow)
+    beat = asyncio.create_task(node.ledger.beat())
+    await settle()
+    await node.opened("three")
+    store.gate.set()
+    await beat
+    assert await phases(store) == dict.fromkeys(("one", "two", "three"), Phase.OPEN)
+
+
+# -- a store that was emptied ------------------------------------------------------------------------------
+
+
+async def test_after_the_store_was_emptied_sessions_go_on_and_are_cleaned_up_after(node, store, caplog):
+    entries = [await node.opened(str(number)) for number in range(600)]
+    entries[0].data["lamp"] = 7
+    store.empty()
+    await node.pass_(6)
+    assert node.ledger.node == "a2"
+    assert set((await phases(store)).values()) == {Phase.OPEN}
+    assert (await store.rows())[0].session.data == {"lamp": 7}
+    assert node.ended == node.cleaned == []
+    (said,) = caplog.records
+    assert said.levelname == "WARNING"
+    assert "was emptied: recording 600 sessions of this node again" in said.message
+    for entry in entries:
+        await node.close(entry)
+    assert len(node.cleaned) == len(entries)
+    assert await phases(store) == {}
+
+
+async def test_what_ends_or_begins_before_it_is_noticed_is_cleaned_up_after(node, store, caplog):
+    first, second, busy = [await node.opened(name) for name in ("first", "second", "busy")]
+    store.empty()
+    for entry in (first, second, busy):
+        entry.end(Reason.CLIENT_CLOSE)
+    first.left()
+    second.left()
+    await settle()
+    assert sorted(node.reasons) == [("first", "CLIENT_CLOSE"), ("second", "CLIENT_CLOSE")]
+    assert await phases(store) == {"busy": Phase.CLOSING}
+    store.empty()
+    await node.opened("new")
+    assert await phases(store) == {"new": Phase.OPEN, "busy": Phase.CLOSING}
+    busy.left()
+    await settle()
+    assert len(node.cleaned) == 3
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert not node.ledger.is_cleaning
+
+
+async def test_what_waits_for_its_turn_in_an_emptied_store_is_claimed_again(store, clock):
+    node = Node(store, clock, "a", replace(SETTINGS, limits=Limits(hooks=1)))
+    await node.ledger.start()
+    node.gate = asyncio.Event()
+    for number in range(300):
+        await node.close(await node.opened(str(number)))
+    store.empty()
+    await node.pass_(6)
+    assert (await store.counts())[Phase.CLOSING] == 296, "all but those that are running"
+    node.gate.set()
+    await node.ledger.drained()
+    assert len(node.cleaned) == len({claim.session.id for claim in node.cleaned}) == 300
+    assert await phases(store) == {}
+
+
+async def test_a_store_that_goes_away_once_more_is_made_up_for_when_it_is_back(node, store, monkeypatch):
+    live, busy = await node.opened("live"), await node.opened("busy")
+    busy.end(Reason.CLIENT_CLOSE)
+    await settle()
+    store.empty()
+    monkeypatch.setattr(node.ledger, "on_join", lambda _: setattr(store, "fault", StoreUnavailable("gone")))
+    await node.pass_(6)
+    assert node.ledger.health is Health.UNAVAILABLE
+    store.fault = None
+    await node.pass_(0.5)
+    assert await phases(store) == {"live": Phase.OPEN, "busy": Phase.CLOSING}
+    busy.left()
+    await node.close(live)
+    assert sorted(node.reasons) == [("busy", "CLIENT_CLOSE"), ("live", "CLIENT_CLOSE")]
+    assert node.ended == []
+
+
+async def test_a_stop_right_after_it_was_emptied_parks_all_the_same(node, store):
+    entry = await node.opened("s")
+    store.empty()
+    assert await node.ledger.park([(entry, 15.0, b"state")])
+    assert await store.parked("s") == b"state"
+
+
+async def test_a_claim_that_was_being_worked_on_is_made_again_and_one_of_a_lost_node_is_not(node, store):
+    entry = await node.opened("s")
+    claim = await store.claim("a1", entry.record(), "CLIENT_CLOSE")
+    assert claim is not None
+    claim = replace(claim, attempt=3, pending=("lamp",))
+    assert await node.ledger.again("a1", claim) is None, "nobody has emptied it"
+    store.empty()
+    again = await node.ledger.again("a1", claim)
+    assert again is not None
+    assert (again.attempt, again.pending) == (3, ("lamp",))
+    assert await store.put_off(node.ledger.node, again, 60.0, ("lamp",), "no")
+    assert await node.ledger.again("a2", again) is None
 
 
 # -- nobody is here ----------------------------------------------------------------------------------------

@@ -145,11 +145,15 @@ export function createTransports({ Polling, WebSocket }, clock) {
       let count;
       let bytes;
       let underWay;
+      let isAlone = false;
+      const isOldest = () => number === this.#open.keys().next().value;
       this.#ask({
         next: (tries) => {
+          // A slow line that was given too much at once would never get any of it through.
+          if (isAlone && !isOldest()) return null;
           [count, bytes] = measure(packets, skip, limits.post);
           this.#open.set(number, bytes);
-          underWay = this.#bytesUnderWay;
+          underWay = isAlone ? bytes : this.#bytesUnderWay;
           // What follows beside it shares the network, too.
           const expected = Math.max(underWay, bytes * this.#lanes);
           const end = skip + count;
@@ -160,11 +164,12 @@ export function createTransports({ Polling, WebSocket }, clock) {
           if (status === TOO_LARGE) return count > 1 && limits.refused(bytes);
           if (status) return undefined;
           limits.slow();
+          isAlone = true;
+          this.#lanes = 1;
           // Others may have waited for their turn; and where nothing at all comes through, it is not the size.
-          const [oldest] = this.#open.keys();
           const enough = waited > REPEAT_FOR_MS ? 1 : status === LATE ? 2 : REPEATS;
           const isOdd = tries >= enough && this.#heardAt > since - waited;
-          if (isOdd && number === oldest) limits.refused(bytes);
+          if (isOdd && isOldest()) limits.refused(bytes);
           return undefined;
         },
         answered: (answer, took) => {
@@ -217,7 +222,8 @@ export function createTransports({ Polling, WebSocket }, clock) {
 
     /**
      * One request, sent again until it is answered, because the gateway knows a number that comes twice.
-     * `next(tries)` is what to send, as `[query, wait, body]`: wait so many ms for an answer, or for its next piece.
+     * `next(tries)` is what to send, as `[query, wait, body]`: wait so many ms for an answer, or for its next piece;
+     * null: not yet.
      * `failed` hears of each failure; it returns whether to send it again, or undefined: the status decides.
      * `lost` hears the last.
      */
@@ -226,7 +232,9 @@ export function createTransports({ Polling, WebSocket }, clock) {
       let tries = 0;
       let since = 0;
       const attempt = () => {
-        const [query, wait, body] = next(tries);
+        const request = next(tries);
+        if (!request) return (ask.timer = clock.setTimeout(attempt, PAUSE_MS));
+        const [query, wait, body] = request;
         const began = clock.now();
         const xhr = new XMLHttpRequest();
         const expect = (delay) => {
@@ -263,7 +271,7 @@ export function createTransports({ Polling, WebSocket }, clock) {
         };
         xhr.onerror = () => fail(0);
         xhr.send(body);
-        expect(wait);
+        return expect(wait);
       };
       this.#asked.add(ask);
       attempt();

@@ -663,6 +663,27 @@ async def test_closed_twice_and_opened_again(world: World, store: SessionStore) 
     assert await again.claim("a", session(), "CLIENT_CLOSE"), "the node and its lease are recorded, too"
 
 
+async def test_its_birth_is_the_same_for_all_until_it_is_emptied(
+    world: World, store: SessionStore, other: SessionStore
+) -> None:
+    born = await store.born()
+    await opened(store)
+    world.advance(LEASE * 10)
+    await other.claim_orphans("b", 10)
+    await store.leave("a")
+    assert {await store.born(), await other.born(), await (await world.store()).born()} == {born}
+    for each in world.stores:
+        await each.close()
+    assert await (await world.store()).born() == born
+    await world.stores[-1].close()
+    world.empty()
+    anew = await world.store()
+    assert await anew.counts() == dict.fromkeys(Phase, 0)
+    assert await anew.renew("b", LEASE) is False
+    assert await anew.born() not in ("", born)
+    assert await anew.born() == await (await world.store()).born()
+
+
 async def test_closing_finishes_what_was_asked_for(world: World, store: SessionStore) -> None:
     calls = [asyncio.ensure_future(store.add("a", session(f"s{number}"))) for number in range(100)]
     await asyncio.sleep(0)  # they are made

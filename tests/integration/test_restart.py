@@ -11,7 +11,7 @@ import json
 import re
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -23,6 +23,7 @@ from gateway.protocol import frames
 from tests.support.processes import Process
 from tests.support.servers import Gateway, Redis
 from tests.support.session_client import SessionClient
+from tests.support.stores import redis_client
 
 GRACE = 3.0
 LEASE = 1.5
@@ -112,22 +113,30 @@ def cleanup(end):
 
 
 @pytest.fixture
-def start(gateway_process, tmp_path: Path, request: pytest.FixtureRequest):
+def redis(request: pytest.FixtureRequest) -> Iterator[Redis | None]:
+    """The store of this test, if that is not SQLite."""
+    server = Redis() if getattr(request, "param", "sqlite") == "redis" else None
+    yield server
+    if server:
+        server.remove()
+
+
+@pytest.fixture
+def start(gateway_process, tmp_path: Path, redis: Redis | None):
     """`await start()` is a gateway over the one store of this test; several may run."""
     (tmp_path / "door.py").write_text(_DOOR)
-    redis = Redis() if getattr(request, "param", "sqlite") == "redis" else None
     config = _CONFIG.replace("STORE", redis.url if redis else "sqlite:sessions.sqlite3")
 
-    async def start(*arguments: str) -> Gateway:
-        started: Gateway = await asyncio.to_thread(gateway_process, *arguments, config=config)
+    async def start(*arguments: str, lease: float = LEASE) -> Gateway:
+        text = config.replace(f"lease: {LEASE}s", f"lease: {lease}s")
+        started: Gateway = await asyncio.to_thread(gateway_process, *arguments, config=text)
         return started
 
-    yield start
-    if redis:
-        redis.remove()
+    return start
 
 
-over_both = pytest.mark.parametrize("start", ["sqlite", "redis"], indirect=True)
+over_both = pytest.mark.parametrize("redis", ["sqlite", "redis"], indirect=True)
+over_redis = pytest.mark.parametrize("redis", ["redis"], indirect=True)
 
 
 @pytest.fixture
@@ -440,3 +449,57 @@ async def test_a_node_that_was_paused_for_too_long_sends_its_clients_away_and_cl
     await until(first, f"said: cleanup {newcomer.welcome.session} client_close 1")
     assert first.output.count("said: cleanup") == 1
     assert second.output.count("said: cleanup") == 1
+
+
+# -- a store that forgets ---------------------------------------------------------------------------------
+
+
+@over_redis
+@pytest.mark.parametrize("how", ["emptied", "restarted"])
+async def test_a_redis_that_has_forgotten_everything_costs_no_session_and_no_hook(
+    start, redis, client_of, how
+):
+    gateway = await start()
+    client = await client_of(gateway)
+    channel = await client.open("/door")
+    session = client.welcome.session
+    again = None
+    if how == "emptied":
+        with redis_client(redis) as direct:
+            direct.flushall()
+    else:
+        await asyncio.to_thread(redis.kill)
+        again = await asyncio.to_thread(Redis, directory=redis.directory)
+    try:
+        await until(gateway, "store was emptied: recording 1 session of this node again")
+        await client.send(channel, "data ajar")
+        assert await client.message() == "saved True"
+        await client.carrier.send("B")
+        await until(gateway, f"said: cleanup {session} client_close 1 {session}:\\S+ ajar")
+        gateway.send_signal(signal.SIGTERM)
+        assert await ended(gateway) == 0
+    finally:
+        if again:
+            await asyncio.to_thread(again.stop)
+    assert gateway.output.count("said: cleanup") == 1
+    assert "sent away" not in gateway.output
+    assert "Traceback" not in gateway.output
+
+
+@over_redis
+async def test_who_leaves_or_stays_while_nobody_has_noticed_that_redis_was_emptied(start, redis, client_of):
+    first = await start(lease=60)  # it looks every 20 s
+    leaves, stays = await client_of(first), await client_of(first)
+    for client in (leaves, stays):
+        await client.open("/door")
+    with redis_client(redis) as direct:
+        direct.flushall()
+    await leaves.carrier.send("B")
+    await until(first, f"said: cleanup {leaves.welcome.session} client_close 1")
+    with redis_client(redis) as direct:
+        direct.flushall()
+    second = await next_of(first, start)
+    assert (await move(stays, second)).resumed
+    await stays.carrier.send("B")
+    await until(second, f"said: cleanup {stays.welcome.session} client_close 1")
+    assert (first.output + second.output).count("said: cleanup") == 2

@@ -41,6 +41,10 @@ class World(ABC):
     def advance(self, seconds: float) -> None:
         """Let time pass."""
 
+    @abstractmethod
+    def empty(self) -> None:
+        """Have all records gone. SQLite: while nobody has them open."""
+
 
 class MemoryWorld(World):
     """One object for all nodes."""
@@ -48,13 +52,16 @@ class MemoryWorld(World):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
-        self._store = MemoryStore(lambda: self.now, lasting=True)
+        self.empty()
 
     def make(self) -> SessionStore:
         return self._store
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
+
+    def empty(self) -> None:
+        self._store = MemoryStore(lambda: self.now, lasting=True)
 
 
 class SqliteWorld(World):
@@ -70,6 +77,10 @@ class SqliteWorld(World):
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
+
+    def empty(self) -> None:
+        for end in ("", "-wal", "-shm"):
+            self.path.with_name(self.path.name + end).unlink(missing_ok=True)
 
 
 # Its clock cannot be set. What is recorded can be made older, which is the same.
@@ -96,6 +107,10 @@ class RedisWorld(World):
     def advance(self, seconds: float) -> None:
         with redis_client(self.server) as client:
             client.eval(_OLDER, 1, f"{{{self.prefix}}}:", str(seconds))
+
+    def empty(self) -> None:
+        with redis_client(self.server) as client:
+            client.delete(*client.keys(f"{{{self.prefix}}}:*"))
 
 
 @contextmanager
