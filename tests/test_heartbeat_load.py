@@ -143,7 +143,8 @@ async def test_finding_14_a_blocked_loop_expires_nobody(
         assert len(server.eio.sockets) == 2 * CROWD + 1
         await trigger.close()
     assert crowd.failures == []
-    warnings = [record.getMessage() for record in caplog.records if "blocked" in record.message]
+    # On a busy machine the crowd's arrival may be a short stall of its own.
+    warnings = [record.getMessage() for record in caplog.records if "block_the_loop" in record.message]
     assert len(warnings) == 1
     assert warnings[0].startswith(f"The event loop was blocked for {BLOCKED}.")
     assert "block_the_loop (test_heartbeat_load.py:" in warnings[0]

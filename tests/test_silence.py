@@ -19,6 +19,7 @@ import pytest
 from gateway import Gateway, Route
 from gateway.application import Channel
 from gateway.config import Ping, Settings, Timeouts
+from gateway.protocol.heartbeat import SPARE
 from gateway.protocol.reasons import Reason
 from gateway.session import Session
 from tests.support.load import KINDS, OWN, Client, Crowd
@@ -29,6 +30,7 @@ TIMEOUT = 1.0
 GRACE = 1.0
 PROMISE = INTERVAL + TIMEOUT
 MARGIN = 0.2
+STALL = 1.0  # s that a stall may have taken
 LATE = 0.1  # s: the message is noted by a task, which runs a little after the pong
 
 SETTINGS = Settings(ping=Ping(INTERVAL, TIMEOUT), timeouts=Timeouts(grace=GRACE, connect=30.0))
@@ -143,6 +145,8 @@ async def test_f3_f4_silent_sessions_are_noticed_in_time_and_over_after_their_gr
             assert len(inside.sessions) == 0
             assert not inside.registry.connections
             assert inside.registry.admission.total == 0
+            # After a stall of the loop nobody is judged before all have been read: a busy machine has some.
+            spare = SPARE + STALL if inside.registry.deadlines.stalls else 0.0
         assert silent.failures == []
     noticed = sorted(watch.detached[each] - watch.heard[each] for each in watch.heard)
     kept = sorted(watch.closed[each] - watch.detached[each] for each in watch.heard)
@@ -153,7 +157,7 @@ async def test_f3_f4_silent_sessions_are_noticed_in_time_and_over_after_their_gr
     assert {reason for reason, _ in watch.reasons} == {Reason.PING_TIMEOUT}
     assert len(noticed) == count
     assert noticed[0] >= PROMISE - LATE
-    assert noticed[-1] <= PROMISE + MARGIN
+    assert noticed[-1] <= PROMISE + MARGIN + spare
     assert kept[0] >= GRACE
     assert kept[-1] <= GRACE + 1.0
 

@@ -47,6 +47,8 @@ const LEAST_SILENCE_MS = 1000;
 
 // In place of a status: there was no answer in time.
 const LATE = null;
+// No answer in time, or the gateway has not got all of it in time, or waits for the one before it.
+const SLOW = [LATE, 408, 503];
 
 // What a proxy answers while it has no way to the gateway, or has waited too long; 0 for no answer at all.
 const mayPass = (status) =>
@@ -162,10 +164,9 @@ export function createTransports({ Polling, WebSocket }, clock) {
         },
         failed: (status, waited, tries, since) => {
           if (status === TOO_LARGE) return count > 1 && limits.refused(bytes);
+          isAlone = SLOW.includes(status);
           if (status) return undefined;
           limits.slow();
-          isAlone = true;
-          this.#lanes = 1;
           // Others may have waited for their turn; and where nothing at all comes through, it is not the size.
           const enough = waited > REPEAT_FOR_MS ? 1 : status === LATE ? 2 : REPEATS;
           const isOdd = tries >= enough && this.#heardAt > since - waited;

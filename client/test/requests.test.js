@@ -338,6 +338,17 @@ test('on a slow uplink no POST is sent twice', () => {
   assert.equal(posts().length, 5);
 });
 
+test('what a slow uplink could not carry at once goes again one after the other', () => {
+  for (let i = 0; i < 3; i++) send(...batch(2));
+  for (const one of posts()) one.answer('', 408);
+  for (const number of ['1', '2', '3']) {
+    page.clock.pass(100);
+    assert.equal(posts().length, 3 + Number(number));
+    assert.equal(post().query.n, number);
+    post().answer('ok');
+  }
+});
+
 test('after a POST without an answer, the next are smaller for now', () => {
   send(...batch(2));
   post().answer('ok');

@@ -345,7 +345,7 @@ async def test_f15_who_speaks_and_never_answers_a_ping_is_heard_until_then_and_n
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has it")
-async def test_the_kernel_gives_up_a_peer_that_is_silent(log):
+async def test_the_kernel_gives_up_a_peer_that_is_silent(log, caplog):
     gateway = Gateway([chat(log)], settings=SETTINGS)
     seen: list[tuple[int, int]] = []
     app = gateway.application()
@@ -361,7 +361,7 @@ async def test_the_kernel_gives_up_a_peer_that_is_silent(log):
     runner = make_runner(app, SETTINGS)
     await runner.setup()
     await Site(runner, SETTINGS, "127.0.0.1", 0).start()
-    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
+    caplog.set_level(logging.CRITICAL, "aiohttp.server")
     async with Raw(runner.addresses[0][1]) as line:
         await line.send(request("GET", "/look"))
         await line.ended()
