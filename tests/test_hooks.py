@@ -1064,7 +1064,8 @@ async def test_many_commands_leave_no_pipe_open(bench):
 
 def test_commands_under_uvloop(tmp_path):
     """The loop of `python -m gateway`, whose processes are not those of asyncio."""
-    uvloop = pytest.importorskip("uvloop")
+    import uvloop
+
     leaves = "import pathlib, subprocess, sys; child = subprocess.Popen(['sleep', '60']);"
     leaves += "pathlib.Path(sys.argv[1]).write_text(str(child.pid));"
 

@@ -34,7 +34,7 @@ from gateway.session_store import (
 from gateway.stores import open_store
 from gateway.stores.redis import RedisStore
 from gateway.stores.sqlite import BUSY, VERSION, SqliteStore
-from tests.support.parts import ROOT, part
+from tests.support.parts import ROOT, missing, part
 from tests.support.processes import Process, free_port
 from tests.support.servers import Redis
 from tests.support.stores import redis_client
@@ -298,7 +298,7 @@ def read_only(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
                 stack.callback(lambda: subprocess.run(umount, check=True))
                 subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
             else:
-                pytest.skip("root may write everywhere, and this machine lets nobody mount")
+                missing("root may write everywhere, and this machine lets nobody mount")
 
         yield seal
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from playwright.async_api import BrowserContext, Page
 
+from tests.support.parts import missing
 from tests.support.servers import Gateway
 
 LEAVE = 2.0  # s, the default
@@ -236,7 +237,7 @@ async def test_a_page_from_the_back_forward_cache_copes(lab, chromium, kind, pau
     await page.go_back(wait_until="commit")
 
     if not await page.evaluate("window.persisted ?? false"):
-        pytest.skip("this Chromium did not keep the page")
+        missing("this Chromium did not keep the page")
     if pause < LEAVE:
         assert await page.evaluate(ECHO, "back") == "back"
         assert await page.evaluate("GatewaySocket.connection.session") == session

@@ -46,7 +46,7 @@ def part(name: str) -> str:
         found = shutil.which(program, path=_PATH)
         if found:
             return found
-    _missing(f"{name} is not installed (as root, `make test` installs it)")
+    missing(f"{name} is not installed (as root, `make test` installs it)")
 
 
 def npm_package(name: str) -> Path:
@@ -54,10 +54,11 @@ def npm_package(name: str) -> Path:
     found = NODE_MODULES / name
     if (found / "package.json").is_file():
         return found
-    _missing(f"the npm package {name} is not installed (`make test` installs it)")
+    missing(f"the npm package {name} is not installed (`make test` installs it)")
 
 
-def _missing(reason: str) -> NoReturn:
+def missing(reason: str) -> NoReturn:
+    """Skip the test for this reason; fail it when `CI` is set."""
     if in_ci():
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
